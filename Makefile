@@ -1,0 +1,37 @@
+# Strata. `make demo` shows the mesh at work on real traffic, `make test` runs every test.
+# Both set up what is missing themselves; they need root and Linux >= 5.15.
+.PHONY: help setup bpf build demo test lint bench clean
+.DEFAULT_GOAL := help
+export PATH := $(PATH):$(HOME)/.cargo/bin
+DEMO ?=
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: ## install what is missing (Debian packages, bpf-linker); quick the second time
+	@integration/scripts/setup.sh
+
+bpf: setup ## build the kernel programs
+	@integration/scripts/build-bpf.sh
+
+build: bpf ## build every binary
+	cargo build --workspace --bins
+
+demo: build ## play the ten scenes on real traffic (DEMO="--scene 5" for one)
+	target/debug/strata demo $(DEMO)
+
+test: build ## run every test; needs root
+	cargo test --workspace --no-fail-fast
+
+lint: bpf ## formatting, clippy, layers
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+bench: bpf ## measure beside Envoy, nginx, HAProxy and plain veth; prints ratios
+	@integration/scripts/setup.sh bench
+	cargo build --profile bench-lto --workspace --bins
+	integration/benches/run.sh
+
+clean: ## remove build results
+	cargo clean
+	rm -rf bpf/programs/target integration/.cache

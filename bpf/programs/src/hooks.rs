@@ -1,0 +1,6 @@
+//! The hooks.
+mod connect;
+mod names;
+mod sk_lookup;
+mod sock_addr;
+mod tc;

@@ -1,0 +1,72 @@
+//! What a translated socket is told of its peer: the service's address, not the backend's.
+//!
+//! `getpeername` also runs inside `accept()`: only sockets that `connect()` translated have a note, so an accepted socket is
+//! never touched.
+use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+use strata_abi::{Addr, UdpPeerKey};
+
+use super::sock_addr::{Family, V4, V6, port, set_port, socket_cookie};
+use crate::maps::{TRANSLATIONS, UDP_PEERS};
+
+/// The only value these hooks may return.
+const ALLOW: i32 = 1;
+
+#[cgroup_sock_addr(getpeername4)]
+pub fn getpeername4(ctx: SockAddrContext) -> i32 {
+    connected::<V4>(&ctx);
+    ALLOW
+}
+
+#[cgroup_sock_addr(getpeername6)]
+pub fn getpeername6(ctx: SockAddrContext) -> i32 {
+    connected::<V6>(&ctx);
+    ALLOW
+}
+
+#[cgroup_sock_addr(recvmsg4)]
+pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
+    received::<V4>(&ctx);
+    ALLOW
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
+    received::<V6>(&ctx);
+    ALLOW
+}
+
+/// True if the socket is connected through a service and the address is its backend's.
+#[inline(always)]
+fn connected<F: Family>(ctx: &SockAddrContext) -> bool {
+    // SAFETY: the context's socket is live.
+    let noted = unsafe { TRANSLATIONS.get_ptr_mut(ctx) };
+    if noted.is_null() {
+        return false;
+    }
+    // SAFETY: the socket's own storage, not null.
+    let noted = unsafe { &*noted };
+    if noted.backend_port == 0 || noted.backend_port != port(ctx) || noted.backend != F::read(ctx) {
+        return false;
+    }
+    show::<F>(ctx, &noted.vip, noted.vip_port);
+    true
+}
+
+#[inline(always)]
+fn received<F: Family>(ctx: &SockAddrContext) {
+    if connected::<F>(ctx) {
+        return;
+    }
+    let key = UdpPeerKey { cookie: socket_cookie(ctx), backend: F::read(ctx), backend_port: port(ctx), _pad: [0; 6] };
+    // SAFETY: an LRU element may be reused under us: then the datagram shows another service's address, as after eviction.
+    if let Some(record) = unsafe { UDP_PEERS.get(&key) } {
+        show::<F>(ctx, &record.vip, record.vip_port);
+    }
+}
+
+#[inline(always)]
+fn show<F: Family>(ctx: &SockAddrContext, vip: &Addr, vip_port: u16) {
+    if F::write(ctx, vip) {
+        set_port(ctx, vip_port);
+    }
+}

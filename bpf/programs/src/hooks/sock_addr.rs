@@ -1,0 +1,121 @@
+//! Reading and writing the address of a `cgroup/sock_addr` context, and what all these hooks know of their caller.
+use core::ptr::{addr_of, addr_of_mut};
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::bpf_sock_addr,
+    helpers::generated::{bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie},
+    programs::SockAddrContext,
+};
+use strata_abi::Addr;
+
+use crate::maps::CONFIG;
+
+/// A hook's family.
+pub trait Family {
+    fn read(ctx: &SockAddrContext) -> Addr;
+    /// False if the address is not of the family.
+    fn write(ctx: &SockAddrContext, addr: &Addr) -> bool;
+}
+
+pub struct V4;
+pub struct V6;
+
+// The verifier maps each context field to a kernel field by offset and width: every access is one volatile word.
+macro_rules! read {
+    ($place:expr) => {
+        // SAFETY: a field of the live context the kernel passed in.
+        unsafe { addr_of!($place).read_volatile() }
+    };
+}
+macro_rules! write {
+    ($place:expr, $value:expr) => {
+        // SAFETY: a field of the live context the kernel passed in, writable at these hooks.
+        unsafe { addr_of_mut!($place).write_volatile($value) }
+    };
+}
+
+impl Family for V4 {
+    #[inline(always)]
+    fn read(ctx: &SockAddrContext) -> Addr {
+        Addr::v4(read!((*ctx.sock_addr).user_ip4).to_ne_bytes())
+    }
+
+    #[inline(always)]
+    fn write(ctx: &SockAddrContext, addr: &Addr) -> bool {
+        let Some(v4) = addr.as_v4() else { return false };
+        write!((*ctx.sock_addr).user_ip4, u32::from_ne_bytes(v4));
+        true
+    }
+}
+
+impl Family for V6 {
+    #[inline(always)]
+    fn read(ctx: &SockAddrContext) -> Addr {
+        let sa: *mut bpf_sock_addr = ctx.sock_addr;
+        Addr::from_words([
+            read!((*sa).user_ip6[0]),
+            read!((*sa).user_ip6[1]),
+            read!((*sa).user_ip6[2]),
+            read!((*sa).user_ip6[3]),
+        ])
+    }
+
+    /// Any address: IPv4 is written mapped, which is what was asked for in that case.
+    #[inline(always)]
+    fn write(ctx: &SockAddrContext, addr: &Addr) -> bool {
+        let sa: *mut bpf_sock_addr = ctx.sock_addr;
+        let [a, b, c, d] = addr.words();
+        write!((*sa).user_ip6[0], a);
+        write!((*sa).user_ip6[1], b);
+        write!((*sa).user_ip6[2], c);
+        write!((*sa).user_ip6[3], d);
+        true
+    }
+}
+
+#[inline(always)]
+pub fn port(ctx: &SockAddrContext) -> u16 {
+    u16::from_be(read!((*ctx.sock_addr).user_port) as u16)
+}
+
+#[inline(always)]
+pub fn set_port(ctx: &SockAddrContext, port: u16) {
+    write!((*ctx.sock_addr).user_port, u32::from(port.to_be()));
+}
+
+/// `IPPROTO_*` of the socket.
+#[inline(always)]
+pub fn protocol(ctx: &SockAddrContext) -> u32 {
+    read!((*ctx.sock_addr).protocol)
+}
+
+/// Device the socket is bound to, 0 for none.
+#[inline(always)]
+pub fn bound_device(ctx: &SockAddrContext) -> u32 {
+    let sk = read!((*ctx.sock_addr).__bindgen_anon_1.sk);
+    if sk.is_null() {
+        return 0;
+    }
+    read!((*sk).bound_dev_if)
+}
+
+#[inline(always)]
+pub fn netns_cookie(ctx: &SockAddrContext) -> u64 {
+    // SAFETY: the context of this hook, which the helper accepts.
+    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
+}
+
+#[inline(always)]
+pub fn socket_cookie(ctx: &SockAddrContext) -> u64 {
+    // SAFETY: the context of this hook, which the helper accepts.
+    unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
+}
+
+/// Whether the calling process is in the proxy's cgroup. A pod cannot forge that (it could forge a mark).
+#[inline(always)]
+pub fn from_proxy() -> bool {
+    let Some(config) = CONFIG.get(0) else { return false };
+    // SAFETY: no argument, no precondition.
+    config.proxy_cgroup != 0 && unsafe { bpf_get_current_cgroup_id() } == config.proxy_cgroup
+}

@@ -1,0 +1,101 @@
+//! `strata-bench`: Strata beside its peers in one run, as ratios. `make bench` builds with LTO and calls it;
+//! `docs/benchmarks.md` keeps what it printed last.
+//!
+//! Variants are interleaved and repeated, the median by CPU counts: the machines this runs on are shared and
+//! noisy, so ratios of one run are worth something and absolute figures little.
+mod measure;
+mod peers;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use comfy_table::Table;
+
+use crate::measure::{Sample, median, wrk};
+use crate::peers::Peer;
+
+/// Measures Strata beside its peers.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// HTTP/1.1 through one worker each of Strata's engine, Envoy, nginx and HAProxy: a header route and a
+    /// 90/10 split to two upstreams.
+    Http {
+        /// Seconds of load in each run.
+        #[arg(long, default_value_t = 5)]
+        seconds: u32,
+        /// Keep-alive connections of the load generator.
+        #[arg(long, default_value_t = 64)]
+        connections: u32,
+        /// Runs of each variant.
+        #[arg(long, default_value_t = 3)]
+        runs: u32,
+        /// The engine under test; found beside this program by default.
+        #[arg(long)]
+        engine: Option<PathBuf>,
+    },
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().command {
+        Command::Http { seconds, connections, runs, engine } => http(seconds, connections, runs, engine),
+    }
+}
+
+fn http(seconds: u32, connections: u32, runs: u32, engine: Option<PathBuf>) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let engine = match engine {
+        Some(engine) => engine,
+        None => std::env::current_exe()?.with_file_name("strata-engine"),
+    };
+    let _upstreams = peers::upstreams(folder.path())?;
+    let variants = [
+        peers::strata(&engine, 19010)?,
+        peers::envoy(folder.path(), 19011)?,
+        peers::nginx_proxy(folder.path(), 19012)?,
+        peers::haproxy(folder.path(), 19013)?,
+    ];
+    let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); variants.len()];
+    for variant in &variants {
+        // Warms connections, caches and branch predictors; not counted.
+        wrk(&url(variant), &[], variant.pid(), connections, 1)?;
+    }
+    for run in 1..=runs {
+        for (variant, samples) in variants.iter().zip(&mut samples) {
+            eprintln!("run {run}/{runs}: {}", variant.name);
+            samples.push(wrk(&url(variant), &[], variant.pid(), connections, seconds)?);
+        }
+    }
+    let medians = samples.into_iter().map(median).collect::<Result<Vec<_>>>()?;
+    print(&variants, &medians)
+}
+
+fn url(peer: &Peer) -> String {
+    format!("http://127.0.0.1:{}/", peer.port)
+}
+
+fn print(variants: &[Peer], medians: &[Sample]) -> Result<()> {
+    let envoy = variants.iter().position(|variant| variant.name == "envoy").context("envoy is the yardstick")?;
+    let mut table = Table::new();
+    table.load_style(comfy_table::TableStyle::default());
+    table.set_header(["proxy, 1 worker", "requests/s", "CPU us/request", "/ Envoy", "p50 ms", "p99 ms"]);
+    for (variant, sample) in variants.iter().zip(medians) {
+        table.add_row([
+            variant.name.to_owned(),
+            format!("{:.0}", sample.requests_per_second),
+            format!("{:.1}", sample.cpu_us),
+            format!("{:.2}", sample.cpu_us / medians[envoy].cpu_us),
+            format!("{:.2}", sample.p50_ms),
+            format!("{:.2}", sample.p99_ms),
+        ]);
+    }
+    println!("{table}");
+    Ok(())
+}

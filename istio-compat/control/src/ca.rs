@@ -1,0 +1,161 @@
+//! The certificate authority: one root, kept in the state folder, and short-lived workload certificates.
+mod service;
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+};
+pub(crate) use service::CaService;
+use time::OffsetDateTime;
+
+use crate::tokens::write_private;
+
+/// What a certificate lives if nobody asks for less (istiod's `DEFAULT_WORKLOAD_CERT_TTL`).
+pub const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
+/// What nobody gets more than (istiod's `MAX_WORKLOAD_CERT_TTL`).
+pub const MAX_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
+const ROOT_TTL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// Certificates count from a little before now, for clocks that lag.
+const BACKDATE: Duration = Duration::from_secs(120);
+
+/// Why the authority cannot be set up or refuses to sign.
+#[derive(Debug, thiserror::Error)]
+pub enum CaError {
+    #[error("{}: {source}", path.display())]
+    File { path: PathBuf, source: io::Error },
+    #[error("{what}: {source}")]
+    Certificate { what: &'static str, source: rcgen::Error },
+    #[error("certificate request refused: {0}")]
+    Request(String),
+}
+
+/// Signs.
+pub struct Authority {
+    root_pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    /// Loads the root from `folder` (`root-key.pem`, `root-cert.pem`), or makes it there.
+    ///
+    /// # Errors
+    /// If the files cannot be read or written, or hold something else. A half-written root (one file of two) is an
+    /// error too: making a new one would cut every running workload off.
+    pub fn open(folder: &Path) -> Result<Self, CaError> {
+        let (key_path, cert_path) = (folder.join("root-key.pem"), folder.join("root-cert.pem"));
+        let (key, cert) = (read(&key_path)?, read(&cert_path)?);
+        let (key_pem, root_pem) = match (key, cert) {
+            (Some(key), Some(cert)) => (key, cert),
+            (Some(key), None) => {
+                // The key is written first; a crash between the two left it alone. The same key gives a root that
+                // is as good as the one never seen.
+                let cert = self_signed(&key)?;
+                store(&cert_path, &cert)?;
+                (key, cert)
+            }
+            (None, Some(_)) => {
+                let source = io::Error::new(io::ErrorKind::NotFound, "the root certificate is there, its key is not");
+                return Err(CaError::File { path: key_path, source });
+            }
+            (None, None) => {
+                let key = KeyPair::generate().map_err(|source| CaError::Certificate { what: "root key", source })?;
+                let key = key.serialize_pem();
+                let cert = self_signed(&key)?;
+                store(&key_path, &key)?;
+                store(&cert_path, &cert)?;
+                (key, cert)
+            }
+        };
+        let root = |source| CaError::Certificate { what: "root", source };
+        let key = KeyPair::from_pem(&key_pem).map_err(root)?;
+        let issuer = Issuer::from_ca_cert_pem(&root_pem, key).map_err(root)?;
+        Ok(Self { root_pem, issuer })
+    }
+
+    /// The root certificate, PEM.
+    pub fn root_pem(&self) -> &str {
+        &self.root_pem
+    }
+
+    /// A leaf for `identity` over the request's key: nothing else of the request is used. PEM.
+    ///
+    /// # Errors
+    /// If the request is malformed or its signature is wrong.
+    pub fn sign(&self, csr_pem: &str, identity: &str, ttl: Duration) -> Result<String, CaError> {
+        let request =
+            CertificateSigningRequestParams::from_pem(csr_pem).map_err(|error| CaError::Request(error.to_string()))?;
+        let uri = identity.try_into().map_err(|_| CaError::Request(format!("{identity} is not an URI")))?;
+        let mut params = leaf(ttl.min(MAX_TTL));
+        params.subject_alt_names = vec![SanType::URI(uri)];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        let certificate = params
+            .signed_by(&request.public_key, &self.issuer)
+            .map_err(|source| CaError::Certificate { what: "workload certificate", source })?;
+        Ok(certificate.pem())
+    }
+
+    /// Certificate and key (PEM) for the control plane's own TLS port.
+    ///
+    /// # Errors
+    /// If signing fails.
+    pub fn serving(&self, names: &[&str], addresses: &[IpAddr]) -> Result<(String, String), CaError> {
+        let failed = |source| CaError::Certificate { what: "serving certificate", source };
+        let key = KeyPair::generate().map_err(failed)?;
+        let mut params = leaf(MAX_TTL);
+        for name in names {
+            params.subject_alt_names.push(SanType::DnsName((*name).try_into().map_err(failed)?));
+        }
+        params.subject_alt_names.extend(addresses.iter().map(|ip| SanType::IpAddress(*ip)));
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?;
+        Ok((certificate.pem(), key.serialize_pem()))
+    }
+}
+
+/// No subject, so that rcgen marks the names critical, as SPIFFE and RFC 5280 want.
+fn leaf(ttl: Duration) -> CertificateParams {
+    let now = OffsetDateTime::now_utc();
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.not_before = now - BACKDATE;
+    params.not_after = now + ttl;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+    params.use_authority_key_identifier_extension = true;
+    params
+}
+
+fn self_signed(key_pem: &str) -> Result<String, CaError> {
+    let failed = |source| CaError::Certificate { what: "root certificate", source };
+    let key = KeyPair::from_pem(key_pem).map_err(failed)?;
+    let now = OffsetDateTime::now_utc();
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, "strata");
+    params.distinguished_name.push(DnType::CommonName, "strata root");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.not_before = now - BACKDATE;
+    params.not_after = now + ROOT_TTL;
+    Ok(params.self_signed(&key).map_err(failed)?.pem())
+}
+
+fn read(path: &Path) -> Result<Option<String>, CaError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(CaError::File { path: path.to_owned(), source }),
+    }
+}
+
+fn store(path: &Path, text: &str) -> Result<(), CaError> {
+    write_private(path, text.as_bytes()).map_err(|source| CaError::File { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests;

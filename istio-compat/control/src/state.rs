@@ -1,0 +1,257 @@
+//! What is served right now, and who may see it.
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use compat_objects::{HasMeta, ObjectSet};
+use compat_translate::{MeshOutput, WaypointOutput};
+use tokio::sync::watch;
+use tonic::Status;
+use tonic::metadata::MetadataMap;
+use xds_proto::envoy::google::protobuf::{Any, value::Kind};
+use xds_proto::type_url;
+use xds_server::{Node, Resource, Resources, Source};
+
+use crate::tokens::{Holder, Tokens};
+
+/// One translation, ready to be served.
+#[derive(Default)]
+pub(crate) struct View {
+    pub(crate) objects: ObjectSet,
+    pub(crate) faults: Vec<String>,
+    addresses: Resources,
+    authorizations: Resources,
+    workloads: Resources,
+    waypoints: BTreeMap<String, WaypointView>,
+}
+
+#[derive(Default)]
+struct WaypointView {
+    listeners: Resources,
+    clusters: Resources,
+    endpoints: Resources,
+    extensions: Resources,
+}
+
+impl View {
+    pub(crate) fn new(objects: ObjectSet, output: MeshOutput, faults: Vec<String>) -> Self {
+        Self {
+            objects,
+            faults,
+            addresses: versioned(output.addresses),
+            authorizations: versioned(output.authorizations),
+            workloads: versioned(output.workloads),
+            waypoints: output.waypoints.into_iter().map(|(key, waypoint)| (key, waypoint.into())).collect(),
+        }
+    }
+
+    /// Names and versions of everything, by set and type.
+    pub(crate) fn dump(&self) -> serde_json::Value {
+        let set = |resources: &Resources| -> serde_json::Value {
+            let version = |(name, resource): (&String, &Resource)| (name.clone(), resource.version.clone().into());
+            serde_json::Value::Object(resources.iter().map(version).collect())
+        };
+        let waypoint = |waypoint: &WaypointView| {
+            serde_json::json!({
+                "listeners": set(&waypoint.listeners), "clusters": set(&waypoint.clusters),
+                "endpoints": set(&waypoint.endpoints), "extensions": set(&waypoint.extensions),
+            })
+        };
+        let waypoints: serde_json::Map<String, serde_json::Value> =
+            self.waypoints.iter().map(|(key, view)| (key.clone(), waypoint(view))).collect();
+        serde_json::json!({
+            "addresses": set(&self.addresses), "authorizations": set(&self.authorizations), "waypoints": waypoints,
+        })
+    }
+}
+
+impl From<WaypointOutput> for WaypointView {
+    fn from(output: WaypointOutput) -> Self {
+        Self {
+            listeners: versioned(output.listeners),
+            clusters: versioned(output.clusters),
+            endpoints: versioned(output.endpoints),
+            extensions: versioned(output.extensions),
+        }
+    }
+}
+
+fn versioned(resources: BTreeMap<String, Any>) -> Resources {
+    Arc::new(resources.into_iter().map(|(name, body)| (name, Resource::new(body))).collect())
+}
+
+/// Shared by the xDS server, the certificate service and the admin pages.
+pub(crate) struct State {
+    view: ArcSwap<View>,
+    generation: watch::Sender<u64>,
+    tokens: Tokens,
+    trust_domain: String,
+}
+
+impl State {
+    pub(crate) fn new(tokens: Tokens, trust_domain: String) -> Self {
+        Self { view: ArcSwap::default(), generation: watch::Sender::new(0), tokens, trust_domain }
+    }
+
+    pub(crate) fn view(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    pub(crate) fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+
+    pub(crate) fn trust_domain(&self) -> &str {
+        &self.trust_domain
+    }
+
+    /// Serves another view from now on.
+    pub(crate) fn publish(&self, view: View) {
+        self.view.store(Arc::new(view));
+        self.generation.send_modify(|generation| *generation += 1);
+    }
+
+    /// Who a request comes from.
+    ///
+    /// # Errors
+    /// `Unauthenticated` without a token in force.
+    pub(crate) fn holder(&self, metadata: &MetadataMap) -> Result<Holder, Status> {
+        let header = metadata.get("authorization").and_then(|value| value.to_str().ok());
+        let token = header.and_then(|value| value.strip_prefix("Bearer "));
+        let token = token.ok_or_else(|| Status::unauthenticated("no bearer token"))?;
+        self.tokens.holder(token.trim()).ok_or_else(|| Status::unauthenticated("unknown bearer token"))
+    }
+
+    /// Whether a node's proxy may act for a service account: one of its pods runs there, or the account is that of
+    /// a waypoint whose Gateway asks to be placed in the nodes' proxies.
+    pub(crate) fn runs_on(&self, node: &str, namespace: &str, account: &str) -> bool {
+        let objects = &self.view.load().objects;
+        let pod = objects.pods_in(namespace).any(|pod| {
+            let ended = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+            pod.spec.as_ref().is_some_and(|spec| {
+                spec.node_name.as_deref() == Some(node)
+                    && spec.service_account_name.as_deref().unwrap_or("default") == account
+            }) && !matches!(ended, Some("Succeeded" | "Failed"))
+        });
+        pod || placed_on_nodes(objects, namespace, account)
+    }
+}
+
+/// Whether a Gateway is annotated to live inside the node proxies.
+fn placed_on_nodes(objects: &ObjectSet, namespace: &str, name: &str) -> bool {
+    objects.gateway(namespace, name).is_some_and(|gateway| gateway.annotation("strata.io/placement") == Some("node"))
+}
+
+/// A text of the node's metadata.
+fn text<'n>(node: &'n Node, key: &str) -> Option<&'n str> {
+    match node.metadata.as_ref()?.fields.get(key)?.kind.as_ref()? {
+        Kind::StringValue(text) => Some(text),
+        _ => None,
+    }
+}
+
+/// `TYPE~IP~NAME.NAMESPACE~DOMAIN`.
+struct NodeId<'n> {
+    kind: &'n str,
+    name: &'n str,
+    namespace: &'n str,
+}
+
+impl<'n> NodeId<'n> {
+    fn parse(id: &'n str) -> Option<Self> {
+        let mut parts = id.split('~');
+        let (kind, _ip, name) = (parts.next()?, parts.next()?, parts.next()?);
+        parts.next()?;
+        let (name, namespace) = name.rsplit_once('.')?;
+        parts.next().is_none().then_some(Self { kind, name, namespace })
+    }
+}
+
+impl State {
+    /// The Gateway a waypoint works for, as `namespace/name`.
+    fn gateway(&self, node: &Node, id: &NodeId<'_>) -> Option<String> {
+        const LABEL: &str = "gateway.networking.k8s.io/gateway-name";
+        let namespace = text(node, "NAMESPACE").unwrap_or(id.namespace);
+        let labels = match node.metadata.as_ref()?.fields.get("LABELS").and_then(|value| value.kind.as_ref()) {
+            Some(Kind::StructValue(labels)) => labels.fields.get(LABEL).and_then(|value| value.kind.as_ref()),
+            _ => None,
+        };
+        let name = match labels {
+            Some(Kind::StringValue(name)) => name.clone(),
+            _ => self.view.load().objects.pod(id.namespace, id.name)?.label(LABEL)?.to_owned(),
+        };
+        Some(format!("{namespace}/{name}"))
+    }
+
+    fn may_be(&self, holder: &Holder, node: &Node) -> Result<(), Status> {
+        let id = NodeId::parse(&node.id)
+            .ok_or_else(|| Status::invalid_argument(format!("node id {:?} is not TYPE~IP~NAME.NS~DOMAIN", node.id)))?;
+        match (id.kind, holder) {
+            ("ztunnel", Holder::Node(own)) => match text(node, "NODE_NAME") {
+                Some(name) if name == own => Ok(()),
+                name => Err(Status::permission_denied(format!(
+                    "the token is node {own}'s, metadata NODE_NAME is {}",
+                    name.unwrap_or("missing")
+                ))),
+            },
+            ("waypoint", Holder::ServiceAccount { namespace, name }) => {
+                let claimed = text(node, "NAMESPACE").unwrap_or(id.namespace);
+                if claimed != namespace {
+                    let reason = format!("the token is of namespace {namespace}, the node says {claimed}");
+                    return Err(Status::permission_denied(reason));
+                }
+                match text(node, "SERVICE_ACCOUNT") {
+                    Some(account) if account != name => {
+                        let reason = format!("the token is service account {name}'s, the node says {account}");
+                        Err(Status::permission_denied(reason))
+                    }
+                    _ => Ok(()),
+                }
+            }
+            ("waypoint", Holder::Node(own)) => {
+                let gateway = self.gateway(node, &id).unwrap_or_default();
+                let (namespace, name) = gateway.split_once('/').unwrap_or_default();
+                if placed_on_nodes(&self.view.load().objects, namespace, name) {
+                    return Ok(());
+                }
+                let reason = format!("node {own} may only be a waypoint whose Gateway has strata.io/placement: node");
+                Err(Status::permission_denied(reason))
+            }
+            (kind, _) => Err(Status::permission_denied(format!("this token is not for node type {kind}"))),
+        }
+    }
+}
+
+impl Source for State {
+    fn generation(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+
+    fn authenticate(&self, metadata: &MetadataMap, node: &Node) -> Result<(), Status> {
+        let holder = self.holder(metadata)?;
+        self.may_be(&holder, node)
+    }
+
+    fn resources(&self, node: &Node, type_url: &str) -> Option<Resources> {
+        let id = NodeId::parse(&node.id)?;
+        let view = self.view.load();
+        match (id.kind, type_url) {
+            ("ztunnel", type_url::ADDRESS) => Some(view.addresses.clone()),
+            ("ztunnel", type_url::AUTHORIZATION) => Some(view.authorizations.clone()),
+            ("waypoint", type_url::WORKLOAD) => Some(view.workloads.clone()),
+            // The engine's own L4 view, which istiod would give to anyone who asks.
+            ("waypoint", type_url::ADDRESS) => Some(view.addresses.clone()),
+            ("waypoint", _) => {
+                let waypoint = view.waypoints.get(&self.gateway(node, &id)?)?;
+                match type_url {
+                    type_url::LISTENER => Some(waypoint.listeners.clone()),
+                    type_url::CLUSTER => Some(waypoint.clusters.clone()),
+                    type_url::ENDPOINT => Some(waypoint.endpoints.clone()),
+                    type_url::EXTENSION => Some(waypoint.extensions.clone()),
+                    _ => None,
+                }
+            }
+            _ => None,
+        }
+    }
+}

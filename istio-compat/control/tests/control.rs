@@ -1,0 +1,449 @@
+//! The control plane as its clients see it: a real gRPC client over real ports, objects from a real folder.
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use compat_control::{Config, Control};
+use compat_translate::MeshOptions;
+use prost::Message;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig};
+use tonic::{Code, Request, Status, Streaming};
+use xds_proto::envoy::envoy::config::core::v3::Node;
+use xds_proto::envoy::envoy::config::listener::v3::Listener;
+use xds_proto::envoy::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use xds_proto::envoy::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use xds_proto::envoy::google::protobuf::{Struct, Value, value::Kind};
+use xds_proto::istio::ca::IstioCertificateRequest;
+use xds_proto::istio::ca::istio_certificate_service_client::IstioCertificateServiceClient;
+use xds_proto::type_url;
+
+/// Longer than anything here takes; only a hang reaches it.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+const SHOP: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {istio.io/use-waypoint: waypoint}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: waypoint, namespace: shop}
+spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: waypoint, namespace: shop}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: reviews-1, namespace: shop, labels: {app: reviews}, annotations: {ambient.istio.io/redirection: enabled}}
+spec: {nodeName: node-a, serviceAccountName: reviews, containers: [{name: app, image: echo}]}
+status: {phase: Running, podIP: 10.1.0.5, conditions: [{type: Ready, status: 'True'}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: reviews, namespace: shop}
+spec: {clusterIP: 10.96.0.7, selector: {app: reviews}, ports: [{name: http, port: 80, targetPort: 8080}]}
+";
+
+const NODES: &str = "
+apiVersion: v1
+kind: Node
+metadata: {name: node-a}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: node-b}
+";
+
+struct Lab {
+    folder: tempfile::TempDir,
+    control: Control,
+}
+
+impl Lab {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("objects")).unwrap();
+        std::fs::write(folder.path().join("objects/nodes.yaml"), NODES).unwrap();
+        std::fs::write(folder.path().join("objects/shop.yaml"), SHOP).unwrap();
+        let control = start(folder.path()).await;
+        Self { folder, control }
+    }
+
+    fn write(&self, file: &str, text: &str) {
+        // By rename, as editors do.
+        let path = self.folder.path().join("objects").join(file);
+        let temporary = self.folder.path().join("next");
+        std::fs::write(&temporary, text).unwrap();
+        std::fs::rename(temporary, path).unwrap();
+    }
+
+    fn token(&self, path: &str) -> String {
+        std::fs::read_to_string(self.folder.path().join("state/tokens").join(path)).unwrap()
+    }
+
+    async fn status(&self) -> serde_json::Value {
+        let socket = self.folder.path().join("run/control.sock");
+        strata_runtime::client::get_json(&socket, "/status").await.unwrap()
+    }
+
+    async fn plain(&self) -> Channel {
+        Channel::from_shared(format!("http://{}", self.control.xds_addr)).unwrap().connect().await.unwrap()
+    }
+}
+
+async fn start(folder: &Path) -> Control {
+    let any: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let config = Config {
+        sources: vec![folder.join("objects")],
+        state_dir: folder.join("state"),
+        xds_addr: any,
+        secure_addr: any,
+        run_dir: folder.join("run"),
+        admin_addr: None,
+        mesh: MeshOptions::default(),
+    };
+    let control = Control::start(config).await.unwrap();
+    tokio::time::timeout(PATIENCE, async {
+        while !control.pending().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("ready");
+    control
+}
+
+fn metadata(entries: &[(&str, &str)]) -> Option<Struct> {
+    let text = |value: &str| Value { kind: Some(Kind::StringValue(value.to_owned())) };
+    Some(Struct { fields: entries.iter().map(|(key, value)| ((*key).to_owned(), text(value))).collect() })
+}
+
+fn ztunnel(node: &str) -> Node {
+    Node {
+        id: "ztunnel~10.9.0.1~ztunnel-a.istio-system~istio-system.svc.cluster.local".into(),
+        metadata: metadata(&[("NODE_NAME", node), ("NAMESPACE", "istio-system")]),
+        ..Node::default()
+    }
+}
+
+fn waypoint(namespace: &str, account: &str) -> Node {
+    let mut node = Node {
+        id: format!("waypoint~10.8.1.60~waypoint-1.{namespace}~{namespace}.svc.cluster.local"),
+        metadata: metadata(&[("NAMESPACE", namespace), ("SERVICE_ACCOUNT", account)]),
+        ..Node::default()
+    };
+    let labels = metadata(&[("gateway.networking.k8s.io/gateway-name", "waypoint")]).unwrap();
+    let labels = Value { kind: Some(Kind::StructValue(labels)) };
+    node.metadata.as_mut().unwrap().fields.insert("LABELS".into(), labels);
+    node
+}
+
+/// A stream that subscribes to everything of one type, acknowledges, and remembers what it holds.
+struct Stream {
+    requests: mpsc::Sender<DeltaDiscoveryRequest>,
+    responses: Streaming<DeltaDiscoveryResponse>,
+    held: BTreeMap<String, Vec<u8>>,
+}
+
+impl Stream {
+    async fn open(channel: Channel, token: Option<&str>, node: Node, type_url: &str) -> Result<Self, Status> {
+        let (requests, outgoing) = mpsc::channel(8);
+        let first = DeltaDiscoveryRequest { node: Some(node), type_url: type_url.into(), ..Default::default() };
+        requests.send(first).await.unwrap();
+        let mut request = Request::new(ReceiverStream::new(outgoing));
+        if let Some(token) = token {
+            request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+        }
+        let mut client = AggregatedDiscoveryServiceClient::new(channel);
+        let responses = client.delta_aggregated_resources(request).await?.into_inner();
+        let mut stream = Self { requests, responses, held: BTreeMap::new() };
+        stream.next().await?;
+        Ok(stream)
+    }
+
+    /// The names that came or went.
+    async fn next(&mut self) -> Result<Vec<String>, Status> {
+        let message = tokio::time::timeout(PATIENCE, self.responses.message()).await.expect("an answer")?;
+        let response = message.ok_or_else(|| Status::unavailable("stream ended"))?;
+        let ack = DeltaDiscoveryRequest {
+            type_url: response.type_url.clone(),
+            response_nonce: response.nonce,
+            ..Default::default()
+        };
+        self.requests.send(ack).await.unwrap();
+        let mut changed = response.removed_resources.clone();
+        for name in response.removed_resources {
+            self.held.remove(&name);
+        }
+        for resource in response.resources {
+            changed.push(resource.name.clone());
+            self.held.insert(resource.name, resource.resource.unwrap().value);
+        }
+        Ok(changed)
+    }
+}
+
+/// The text of a listener, good enough to see which clusters its routes name.
+fn text_of(stream: &Stream) -> String {
+    let listener = Listener::decode(stream.held["main_internal"].as_slice()).unwrap();
+    String::from_utf8_lossy(&listener.encode_to_vec()).into_owned()
+}
+
+const CANARY: &str = "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: reviews, namespace: shop}
+spec: {hosts: [reviews], http: [{match: [{headers: {x-user: {exact: jason}}}], directResponse: {status: 418}}, {route: [{destination: {host: reviews}}]}]}
+";
+
+#[tokio::test]
+async fn a_node_gets_workloads_and_an_edit_reaches_it_alone() {
+    let lab = Lab::start().await;
+    let token = lab.token("node/node-a");
+    let mut stream = Stream::open(lab.plain().await, Some(&token), ztunnel("node-a"), type_url::ADDRESS).await.unwrap();
+    let names: Vec<&String> = stream.held.keys().collect();
+    assert_eq!(names, ["Kubernetes//Pod/shop/reviews-1", "shop/reviews.shop.svc.cluster.local"]);
+    // Another pod, of no service: only it is sent.
+    lab.write(
+        "more.yaml",
+        &SHOP.split("---").nth(3).unwrap().replace("reviews", "other").replace("10.1.0.5", "10.1.0.6"),
+    );
+    assert_eq!(stream.next().await.unwrap(), ["Kubernetes//Pod/shop/other-1"]);
+    lab.control.stop().await;
+}
+
+#[tokio::test]
+async fn a_waypoint_gets_its_listeners_and_a_mistake_changes_nothing() {
+    let lab = Lab::start().await;
+    let token = lab.token("sa/shop/waypoint");
+    let node = waypoint("shop", "waypoint");
+    let mut stream = Stream::open(lab.plain().await, Some(&token), node, type_url::LISTENER).await.unwrap();
+    assert!(stream.held.contains_key("connect_terminate"));
+    assert!(!text_of(&stream).contains("jason"));
+
+    lab.write("canary.yaml", CANARY);
+    assert_eq!(stream.next().await.unwrap(), ["main_internal"]);
+    assert!(text_of(&stream).contains("jason"));
+
+    // A field that does not exist: the reader refuses the object. Then one the translator refuses.
+    for (bad, field) in [
+        (CANARY.replace("directResponse", "directAnswer"), "directAnswer"),
+        (CANARY.replace("host: reviews", "host: nobody"), "spec.http[1].route[0].destination.host"),
+    ] {
+        lab.write("canary.yaml", &bad);
+        let faults = tokio::time::timeout(PATIENCE, async {
+            loop {
+                let faults = lab.status().await["faults"].to_string();
+                if faults.contains(field) {
+                    return faults;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        let faults = faults.await.unwrap_or_else(|_| panic!("no fault names {field}"));
+        assert!(faults.contains("VirtualService shop/reviews"), "{faults}");
+        assert!(faults.contains("canary.yaml"), "{faults}");
+    }
+    // Corrected, with something new: the next push is this one, so nothing was pushed in between.
+    lab.write("canary.yaml", &CANARY.replace("jason", "kim"));
+    assert_eq!(stream.next().await.unwrap(), ["main_internal"]);
+    assert!(text_of(&stream).contains("kim") && !text_of(&stream).contains("jason"));
+    assert_eq!(lab.status().await["faults"].to_string(), "[]");
+    lab.control.stop().await;
+}
+
+#[tokio::test]
+async fn the_wrong_token_gets_nothing() {
+    let lab = Lab::start().await;
+    let node = lab.token("node/node-a");
+    let account = lab.token("sa/shop/waypoint");
+    let refused = async |token: Option<&str>, node: Node| {
+        let opened = Stream::open(lab.plain().await, token, node, type_url::ADDRESS).await;
+        opened.err().map(|status| status.code())
+    };
+    assert_eq!(refused(None, ztunnel("node-a")).await, Some(Code::Unauthenticated));
+    assert_eq!(refused(Some("0123456789abcdef0123456789abcdef"), ztunnel("node-a")).await, Some(Code::Unauthenticated));
+    assert_eq!(refused(Some(&node), ztunnel("node-b")).await, Some(Code::PermissionDenied));
+    assert_eq!(refused(Some(&account), ztunnel("node-a")).await, Some(Code::PermissionDenied));
+    assert_eq!(refused(Some(&account), waypoint("bank", "waypoint")).await, Some(Code::PermissionDenied));
+    assert_eq!(refused(Some(&account), waypoint("shop", "reviews")).await, Some(Code::PermissionDenied));
+    assert_eq!(refused(Some(&node), waypoint("shop", "waypoint")).await, Some(Code::PermissionDenied));
+    assert_eq!(refused(Some(&account), waypoint("shop", "waypoint")).await, None);
+    lab.control.stop().await;
+}
+
+fn csr() -> String {
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.serialize_request(&rcgen::KeyPair::generate().unwrap()).unwrap().pem().unwrap()
+}
+
+async fn certificate(channel: Channel, token: &str, identity: Option<&str>) -> Result<Vec<String>, Status> {
+    let metadata = identity.map(|identity| prost_types::Struct {
+        fields: [(
+            "ImpersonatedIdentity".to_owned(),
+            prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(identity.to_owned())) },
+        )]
+        .into(),
+    });
+    let mut request = Request::new(IstioCertificateRequest { csr: csr(), validity_duration: 3600, metadata });
+    request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+    let answer = IstioCertificateServiceClient::new(channel).create_certificate(request).await?;
+    Ok(answer.into_inner().cert_chain)
+}
+
+fn identity_of(pem: &str) -> String {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).unwrap();
+    let certificate = pem.parse_x509().unwrap();
+    let names = certificate.subject_alternative_name().unwrap().unwrap();
+    match &names.value.general_names[0] {
+        x509_parser::extensions::GeneralName::URI(uri) => (*uri).to_owned(),
+        other => panic!("{other}"),
+    }
+}
+
+#[tokio::test]
+async fn certificates_are_for_whoever_runs_there() {
+    let lab = Lab::start().await;
+    let root = std::fs::read_to_string(lab.folder.path().join("state/root-cert.pem")).unwrap();
+    // Over TLS, trusting the root on disk.
+    let tls =
+        ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&root)).domain_name("istiod.istio-system.svc");
+    let endpoint = Channel::from_shared(format!("https://{}", lab.control.secure_addr)).unwrap();
+    let channel = endpoint.tls_config(tls).unwrap().connect().await.unwrap();
+
+    let reviews = "spiffe://cluster.local/ns/shop/sa/reviews";
+    let (a, b) = (lab.token("node/node-a"), lab.token("node/node-b"));
+    let own = lab.token("sa/shop/waypoint");
+    let chain = certificate(channel.clone(), &a, Some(reviews)).await.unwrap();
+    assert_eq!(chain.len(), 2);
+    assert_eq!(identity_of(&chain[0]), reviews);
+    assert_eq!(chain[1], root);
+    let chain = certificate(channel.clone(), &own, None).await.unwrap();
+    assert_eq!(identity_of(&chain[0]), "spiffe://cluster.local/ns/shop/sa/waypoint");
+
+    for (token, identity) in [
+        // No such pod on that node; nobody's account; not for accounts; no identity; no token at all.
+        (&b, Some(reviews)),
+        (&a, Some("spiffe://cluster.local/ns/shop/sa/frontend")),
+        (&a, Some("spiffe://other.domain/ns/shop/sa/reviews")),
+        (&own, Some(reviews)),
+        (&a, None),
+        (&"0123".to_owned(), Some(reviews)),
+    ] {
+        let refused = certificate(channel.clone(), token, identity).await.expect_err("refused");
+        assert_eq!(refused.code(), Code::Unauthenticated, "{identity:?}");
+    }
+    lab.control.stop().await;
+}
+
+/// The process itself, so that it can be killed.
+struct Process(std::process::Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Already dead is what the test wants.
+        let _ended = self.0.kill();
+        let _status = self.0.wait();
+    }
+}
+
+fn spawn(folder: &Path) -> Process {
+    let flag = |name: &str, path: PathBuf| format!("--{name}={}", path.display());
+    let child = std::process::Command::new(env!("CARGO_BIN_EXE_strata-control"))
+        .arg(format!("--source=dir:{}", folder.join("objects").display()))
+        .arg(flag("state-dir", folder.join("state")))
+        .arg(flag("run-dir", folder.join("run")))
+        .args(["--xds-addr=127.0.0.1:0", "--secure-addr=127.0.0.1:0"])
+        .spawn()
+        .unwrap();
+    Process(child)
+}
+
+#[tokio::test]
+async fn a_killed_control_plane_comes_back_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("objects")).unwrap();
+    std::fs::write(folder.path().join("objects/all.yaml"), format!("{NODES}---{SHOP}")).unwrap();
+    let socket = folder.path().join("run/control.sock");
+    let read = |path: &str| std::fs::read_to_string(folder.path().join("state").join(path)).unwrap();
+    let mut seen = Vec::new();
+    for _ in 0..2 {
+        let process = spawn(folder.path());
+        let dump = tokio::time::timeout(PATIENCE, async {
+            loop {
+                match strata_runtime::client::get_json(&socket, "/config_dump").await {
+                    Ok(dump) if dump["addresses"].as_object().is_some_and(|all| !all.is_empty()) => return dump,
+                    _ => tokio::time::sleep(Duration::from_millis(20)).await,
+                }
+            }
+        });
+        let dump = dump.await.expect("a translation");
+        seen.push((read("root-cert.pem"), read("root-key.pem"), read("tokens/node/node-a"), dump));
+        // SIGKILL, by drop.
+        drop(process);
+        std::fs::remove_file(&socket).unwrap();
+    }
+    // Root, key, tokens, and every resource's version.
+    assert_eq!(seen[0], seen[1]);
+}
+
+const TOKENS: &str = "
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: tokens, namespace: shop}
+spec: {targetRefs: [{kind: Service, group: '', name: reviews}], jwtRules: [{issuer: https://issuer.example, jwksUri: 'http://ADDRESS/keys'}]}
+";
+
+/// Answers every connection with this body.
+async fn issuer(body: &'static str) -> std::net::SocketAddr {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0_u8; 1024];
+            let _read = stream.read(&mut request).await;
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+            let _written = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn keys_are_fetched_and_a_silent_issuer_is_named() {
+    let lab = Lab::start().await;
+    let token = lab.token("sa/shop/waypoint");
+    let node = waypoint("shop", "waypoint");
+    let mut stream = Stream::open(lab.plain().await, Some(&token), node, type_url::LISTENER).await.unwrap();
+    let address = issuer(r#"{"keys":[{"kty":"oct","kid":"the-key"}]}"#).await;
+    lab.write("tokens.yaml", &TOKENS.replace("ADDRESS", &address.to_string()));
+    // First without keys, which refuses all tokens, then with them.
+    stream.next().await.unwrap();
+    while !text_of(&stream).contains("the-key") {
+        assert!(text_of(&stream).contains(r#""kid":"nobody""#));
+        stream.next().await.unwrap();
+    }
+    // Port 1 of loopback: nobody.
+    lab.write("tokens.yaml", &TOKENS.replace("ADDRESS", "127.0.0.1:1"));
+    stream.next().await.unwrap();
+    assert!(!text_of(&stream).contains("the-key"));
+    tokio::time::timeout(PATIENCE, async {
+        loop {
+            let faults = lab.status().await["faults"].to_string();
+            if faults.contains("RequestAuthentication shop/tokens") && faults.contains("spec.jwtRules[0].jwksUri") {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .expect("a fault");
+    lab.control.stop().await;
+}

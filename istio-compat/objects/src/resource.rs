@@ -1,0 +1,64 @@
+//! The frame every Kubernetes object has.
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::Deserialize;
+
+/// An object of a custom resource: metadata and a typed spec. `apiVersion` and `kind` were checked before.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Resource<S> {
+    pub api_version: String,
+    pub kind: String,
+    pub metadata: ObjectMeta,
+    pub spec: S,
+    /// As read; nobody here interprets it.
+    pub status: Option<serde_json::Value>,
+}
+
+/// What all typed objects have in common.
+pub trait HasMeta {
+    fn meta(&self) -> &ObjectMeta;
+
+    /// The object's name; empty only for objects built by hand without one.
+    fn name(&self) -> &str {
+        self.meta().name.as_deref().unwrap_or_default()
+    }
+
+    /// The object's namespace; empty for cluster-scoped objects.
+    fn namespace(&self) -> &str {
+        self.meta().namespace.as_deref().unwrap_or_default()
+    }
+
+    fn label(&self, key: &str) -> Option<&str> {
+        self.meta().labels.as_ref()?.get(key).map(String::as_str)
+    }
+
+    fn annotation(&self, key: &str) -> Option<&str> {
+        self.meta().annotations.as_ref()?.get(key).map(String::as_str)
+    }
+}
+
+impl<S> HasMeta for Resource<S> {
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+}
+
+macro_rules! native {
+    ($($t:ty),* $(,)?) => {$(
+        impl HasMeta for $t {
+            fn meta(&self) -> &ObjectMeta { &self.metadata }
+        }
+    )*};
+}
+
+native!(
+    k8s_openapi::api::core::v1::ConfigMap,
+    k8s_openapi::api::core::v1::Namespace,
+    k8s_openapi::api::core::v1::Node,
+    k8s_openapi::api::core::v1::Pod,
+    k8s_openapi::api::core::v1::Secret,
+    k8s_openapi::api::core::v1::Service,
+    k8s_openapi::api::core::v1::ServiceAccount,
+    k8s_openapi::api::discovery::v1::EndpointSlice,
+    k8s_openapi::api::networking::v1::NetworkPolicy,
+);

@@ -1,0 +1,89 @@
+//! The objects as the mesh sees them: services with ports and endpoints, workloads, waypoints and who uses them.
+pub(crate) mod endpoints;
+pub(crate) mod ports;
+pub(crate) mod services;
+pub(crate) mod waypoints;
+pub(crate) mod workloads;
+
+use std::collections::{BTreeMap, HashMap};
+
+use compat_objects::ObjectSet;
+
+use crate::{Faults, MeshOptions};
+pub(crate) use ports::{AppProtocol, ServicePort};
+pub(crate) use services::Service;
+pub(crate) use waypoints::{Waypoint, WaypointKey};
+pub(crate) use workloads::{Locality, Workload};
+
+/// DNS suffix of the cluster.
+pub(crate) const DOMAIN: &str = "cluster.local";
+
+/// Label and annotation names with a meaning here.
+pub(crate) mod names {
+    pub(crate) const MANAGED: &str = "gateway.istio.io/managed";
+    pub(crate) const REDIRECTION: &str = "ambient.istio.io/redirection";
+    pub(crate) const USE_WAYPOINT: &str = "istio.io/use-waypoint";
+    pub(crate) const USE_WAYPOINT_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
+    pub(crate) const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
+    pub(crate) const WAYPOINT_CLASS: &str = "istio-waypoint";
+}
+
+/// All of it, indexed.
+pub(crate) struct Mesh<'a> {
+    pub(crate) objects: &'a ObjectSet,
+    pub(crate) options: &'a MeshOptions,
+    /// By `namespace/hostname`.
+    pub(crate) services: BTreeMap<String, Service>,
+    /// By uid.
+    pub(crate) workloads: BTreeMap<String, Workload>,
+    pub(crate) waypoints: BTreeMap<WaypointKey, Waypoint>,
+    /// Keys in `services` by hostname; more than one only for ServiceEntries.
+    by_hostname: HashMap<String, Vec<String>>,
+}
+
+impl<'a> Mesh<'a> {
+    pub(crate) fn build(objects: &'a ObjectSet, options: &'a MeshOptions, faults: &mut Faults) -> Self {
+        let waypoints = waypoints::all(objects);
+        let mut services = services::all(objects, &waypoints, faults);
+        let mut workloads = workloads::all(objects, options, &waypoints, faults);
+        endpoints::connect(objects, options, &mut services, &mut workloads);
+        let mut by_hostname: HashMap<String, Vec<String>> = HashMap::new();
+        for (key, service) in &services {
+            by_hostname.entry(service.hostname.clone()).or_default().push(key.clone());
+        }
+        Self { objects, options, services, workloads, waypoints, by_hostname }
+    }
+
+    /// The service a hostname means to someone in `namespace`.
+    pub(crate) fn service_by_hostname(&self, hostname: &str, namespace: &str) -> Option<&Service> {
+        let keys = self.by_hostname.get(hostname)?;
+        let own = keys.iter().filter_map(|key| self.services.get(key));
+        own.clone().find(|service| service.namespace == namespace).or_else(|| own.clone().next())
+    }
+
+    /// The services bound to a waypoint, by hostname.
+    pub(crate) fn services_of<'m>(&'m self, waypoint: &'m WaypointKey) -> impl Iterator<Item = &'m Service> + 'm {
+        let mut found: Vec<&Service> =
+            self.services.values().filter(|service| service.waypoint.as_ref() == Some(waypoint)).collect();
+        found.sort_by(|a, b| (&a.hostname, &a.namespace).cmp(&(&b.hostname, &b.namespace)));
+        found.into_iter()
+    }
+}
+
+/// `short`, `short.ns`, or a full name, as written in `namespace`, made a full name. Wildcards stay as they are.
+pub(crate) fn full_hostname(host: &str, namespace: &str) -> String {
+    if host.contains('.') || host == "*" { host.to_owned() } else { format!("{host}.{namespace}.svc.{DOMAIN}") }
+}
+
+/// Whether a host pattern (exact, `*.suffix` or `*`) covers a hostname.
+pub(crate) fn host_covers(pattern: &str, hostname: &str) -> bool {
+    match pattern.strip_prefix('*') {
+        Some(suffix) => hostname.ends_with(suffix) && (suffix.is_empty() || hostname.len() > suffix.len()),
+        None => pattern == hostname,
+    }
+}
+
+/// Whether labels hold every pair of a selector.
+pub(crate) fn selects(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
+    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}

@@ -1,0 +1,169 @@
+//! Filter chains: what happens to the connections of one service port.
+use super::Builder;
+use super::access::Target;
+use super::destinations::inbound_vip;
+use super::listeners::{peer_metadata, reshare_target, router};
+use super::routes::default_route;
+use crate::mesh::{Service, ServicePort};
+use crate::pb::{
+    self, TypedStruct, any, any_as, boolean, boolv, core, ext, http_filter, listener, network_filter, route, structure,
+    text,
+};
+use ext::filters::network::http_connection_manager::v3 as hcm;
+use ext::filters::network::tcp_proxy::v3 as tcp_proxy;
+
+/// Envoy's own limit on direct responses, which istiod raises where it writes routes itself.
+const DIRECT_RESPONSE_BYTES: u32 = 1024 * 1024;
+
+/// An HTTP chain before it is put together.
+struct Http<'a> {
+    name: &'a str,
+    port: u16,
+    http2: bool,
+    routes: Vec<route::Route>,
+    /// The routes are istiod's own default, not a user's.
+    default: bool,
+}
+
+impl Builder<'_, '_> {
+    /// The chain of one port as HTTP or TCP.
+    pub(crate) fn chain(&self, service: &Service, port: &ServicePort, kind: &str) -> listener::FilterChain {
+        let name = inbound_vip(port.number, kind, "", &service.hostname);
+        let target = Target::Service(service);
+        let filters = if kind == "http" {
+            let own = self.routes(service, port);
+            let default = own.is_none();
+            let routes = own.unwrap_or_else(|| {
+                let operation = format!("{}:{}/*", service.hostname, port.number);
+                vec![default_route(&name, &operation, self.hash_policies(service, port.number, &[""]))]
+            });
+            let http = Http { name: &name, port: port.number, http2: port.protocol.is_http2(), routes, default };
+            vec![self.http(&target, &http)]
+        } else {
+            let mut filters = self.tcp_filters(&target);
+            filters.push(self.tcp_proxy(service, port, &name));
+            filters
+        };
+        listener::FilterChain { name, filters, ..Default::default() }
+    }
+
+    /// Chains of workloads addressed directly, whatever the port.
+    pub(crate) fn direct_chains(&self) -> [listener::FilterChain; 2] {
+        let mut tcp = vec![reshare_target()];
+        tcp.extend(self.tcp_filters(&Target::Workloads));
+        tcp.push(to_cluster("encap", "encap"));
+        let routes = vec![default_route("encap", ":0/*", Vec::new())];
+        let http = Http { name: "encap", port: 0, http2: false, routes, default: true };
+        let http = vec![reshare_target(), self.http(&Target::Workloads, &http)];
+        [
+            listener::FilterChain { name: "direct-tcp".into(), filters: tcp, ..Default::default() },
+            listener::FilterChain { name: "direct-http".into(), filters: http, ..Default::default() },
+        ]
+    }
+
+    /// Metadata, then who may come in.
+    fn tcp_filters(&self, target: &Target<'_>) -> Vec<listener::Filter> {
+        let exchange = TypedStruct {
+            type_url: "type.googleapis.com/envoy.tcp.metadataexchange.config.MetadataExchange".into(),
+            value: Some(structure([("enable_discovery", boolean(true)), ("protocol", text("istio-peer-exchange"))])),
+        };
+        let mut filters = vec![network_filter("istio.metadata_exchange", any_as(pb::TYPED_STRUCT, &exchange))];
+        filters.extend(self.network_access(target));
+        filters
+    }
+
+    fn tcp_proxy(&self, service: &Service, port: &ServicePort, name: &str) -> listener::Filter {
+        let Some(clusters) = self.tcp_route(service, port).filter(|clusters| !clusters.is_empty()) else {
+            return to_cluster(name, name);
+        };
+        if let [(only, _)] = clusters.as_slice() {
+            return to_cluster(name, only);
+        }
+        let weight = |(cluster, weight): (String, u32)| tcp_proxy::tcp_proxy::weighted_cluster::ClusterWeight {
+            name: cluster,
+            weight,
+            ..Default::default()
+        };
+        let weighted = tcp_proxy::tcp_proxy::WeightedCluster { clusters: clusters.into_iter().map(weight).collect() };
+        let proxy = tcp_proxy::TcpProxy {
+            stat_prefix: name.to_owned(),
+            cluster_specifier: Some(tcp_proxy::tcp_proxy::ClusterSpecifier::WeightedClusters(weighted)),
+            ..Default::default()
+        };
+        network_filter("envoy.filters.network.tcp_proxy", any(&proxy))
+    }
+
+    fn http(&self, target: &Target<'_>, http: &Http<'_>) -> listener::Filter {
+        let virtual_host = route::VirtualHost {
+            name: format!("inbound|http|{}", http.port),
+            domains: vec!["*".into()],
+            routes: http.routes.clone(),
+            ..Default::default()
+        };
+        let routes = route::RouteConfiguration {
+            name: http.name.to_owned(),
+            virtual_hosts: vec![virtual_host],
+            validate_clusters: boolv(false),
+            max_direct_response_body_size_bytes: if http.default { pb::u32v(DIRECT_RESPONSE_BYTES) } else { None },
+            ..Default::default()
+        };
+        let request_id = ext::request_id::uuid::v3::UuidRequestIdConfig {
+            use_request_id_for_trace_sampling: boolv(true),
+            ..Default::default()
+        };
+        let escaped = hcm::http_connection_manager::PathWithEscapedSlashesAction::KeepUnchanged as i32;
+        let manager = hcm::HttpConnectionManager {
+            stat_prefix: format!("inbound_0.0.0.0_{};", http.port),
+            server_name: "istio-envoy".into(),
+            http_filters: self.http_filters(target),
+            http2_protocol_options: http.http2.then(core::Http2ProtocolOptions::default),
+            stream_idle_timeout: pb::seconds(0),
+            use_remote_address: boolv(false),
+            proxy_100_continue: true,
+            upgrade_configs: vec![hcm::http_connection_manager::UpgradeConfig {
+                upgrade_type: "websocket".into(),
+                ..Default::default()
+            }],
+            normalize_path: boolv(true),
+            path_with_escaped_slashes_action: escaped,
+            request_id_extension: Some(hcm::RequestIdExtension { typed_config: Some(any(&request_id)) }),
+            route_specifier: Some(hcm::http_connection_manager::RouteSpecifier::RouteConfig(routes)),
+            ..Default::default()
+        };
+        network_filter("envoy.filters.network.http_connection_manager", any(&manager))
+    }
+
+    fn http_filters(&self, target: &Target<'_>) -> Vec<hcm::HttpFilter> {
+        let mut filters = self.custom_http_access(target);
+        filters.extend(self.jwt(target));
+        filters.extend(self.http_access(target));
+        let stats = ext::filters::http::grpc_stats::v3::FilterConfig {
+            emit_filter_state: true,
+            per_method_stat_specifier: Some(
+                ext::filters::http::grpc_stats::v3::filter_config::PerMethodStatSpecifier::StatsForAllMethods(
+                    pb::BoolValue { value: false },
+                ),
+            ),
+            ..Default::default()
+        };
+        let discovery = structure([("workload_discovery", pb::nested(structure([])))]);
+        let upstream = structure([("upstream_discovery", pb::list(vec![pb::nested(discovery)]))]);
+        filters.extend([
+            http_filter("envoy.filters.http.grpc_stats", any(&stats)),
+            http_filter("envoy.filters.http.fault", any(&ext::filters::http::fault::v3::HttpFault::default())),
+            http_filter("envoy.filters.http.cors", any(&ext::filters::http::cors::v3::Cors {})),
+            http_filter("waypoint_upstream_peer_metadata", peer_metadata(upstream)),
+            router(),
+        ]);
+        filters
+    }
+}
+
+fn to_cluster(stat_prefix: &str, cluster: &str) -> listener::Filter {
+    let proxy = tcp_proxy::TcpProxy {
+        stat_prefix: stat_prefix.to_owned(),
+        cluster_specifier: Some(tcp_proxy::tcp_proxy::ClusterSpecifier::Cluster(cluster.to_owned())),
+        ..Default::default()
+    };
+    network_filter("envoy.filters.network.tcp_proxy", any(&proxy))
+}

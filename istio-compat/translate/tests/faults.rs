@@ -1,0 +1,153 @@
+//! What mistakes lead to: which object and field is named, and that security objects close rather than open.
+use compat_objects::source::DirectorySource;
+use compat_translate::{MeshOptions, MeshOutput, translate};
+use prost::Message;
+use xds_proto::istio::security::{Action, Authorization};
+
+const MESH: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {istio.io/use-waypoint: w}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: w, namespace: shop}
+spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: a, namespace: shop}
+spec: {clusterIP: 10.0.0.1, selector: {app: a}, ports: [{name: http, port: 80}, {name: tcp, port: 90}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: b, namespace: shop}
+spec: {clusterIP: 10.0.0.2, selector: {app: b}, ports: [{name: http, port: 80}]}
+";
+
+/// The whole output with some objects on top of a small mesh, past the reader's own checks.
+fn output(objects: &str) -> MeshOutput {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("all.yaml"), format!("{MESH}---{objects}")).unwrap();
+    let snapshot = DirectorySource::new(vec![folder.path().to_owned()]).load();
+    let faults: Vec<String> = snapshot.errors().map(ToString::to_string).collect();
+    assert!(faults.is_empty(), "{faults:#?}");
+    translate(&snapshot.objects, &MeshOptions::default())
+}
+
+fn assert_fault(output: &MeshOutput, expected: &str) {
+    let faults: Vec<String> = output.faults.iter().map(ToString::to_string).collect();
+    assert!(faults.iter().any(|fault| fault.contains(expected)), "{expected:?} is not among {faults:#?}");
+}
+
+/// The inside listener's bytes as text: names and values of strings can be seen in it.
+fn inside(output: &MeshOutput) -> String {
+    String::from_utf8_lossy(&output.waypoints["shop/w"].listeners["main_internal"].value).into_owned()
+}
+
+fn virtual_service(http: &str) -> String {
+    format!(
+        "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: v, namespace: shop}}
+spec: {{hosts: [a], http: {http}}}
+"
+    )
+}
+
+#[test]
+fn routes_name_the_field_that_is_wrong() {
+    for (http, expected) in [
+        ("[{route: [{destination: {host: gone}}]}]", "spec.http[0].route[0].destination.host: no Service"),
+        ("[{route: [{destination: {host: a, port: {number: 81}}}]}]", "spec.http[0].route[0].destination.port: a.shop"),
+        ("[{route: [{destination: {host: b, subset: x}}]}]", "spec.http[0].route[0].destination.subset: no Dest"),
+        ("[{mirror: {host: gone}, route: [{destination: {host: a}}]}]", "spec.http[0].mirror.host: no Service"),
+        ("[{delegate: {name: nobody}}]", "spec.http[0].delegate: no VirtualService shop/nobody"),
+    ] {
+        assert_fault(&output(&virtual_service(http)), &format!("VirtualService shop/v: {expected}"));
+    }
+}
+
+#[test]
+fn one_broken_route_leaves_other_services_alone() {
+    let good = output(&virtual_service("[{route: [{destination: {host: a}}]}]"));
+    let broken = output(&virtual_service("[{delegate: {name: nobody}}]"));
+    assert!(inside(&broken).contains("inbound-vip|80|http|b.shop.svc.cluster.local"));
+    assert_eq!(broken.waypoints["shop/w"].clusters, good.waypoints["shop/w"].clusters);
+}
+
+#[test]
+fn a_policy_that_cannot_be_read_denies_what_it_selects() {
+    let output = output(
+        "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: p, namespace: shop}
+spec: {action: ALLOW, rules: [{from: [{source: {principals: [x/ns/a/sa/b], trustDomains: [y]}}]}]}
+",
+    );
+    assert_fault(&output, "AuthorizationPolicy shop/p: spec.rules[0].from[0].source.trustDomains");
+    let policy = Authorization::decode(output.authorizations["shop/p"].value.as_slice()).unwrap();
+    assert_eq!(policy.action, Action::Deny as i32);
+    // A rule without clauses matches everything.
+    assert_eq!(policy.rules.len(), 1);
+    assert!(policy.rules[0].clauses.is_empty());
+}
+
+#[test]
+fn an_attached_policy_that_cannot_be_read_denies_its_target_only() {
+    let output = output(
+        "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: p, namespace: shop}
+spec: {targetRefs: [{kind: Service, group: '', name: a}], rules: [{when: [{key: experimental.envoy.filters.x, values: [y]}]}]}
+",
+    );
+    assert_fault(&output, "AuthorizationPolicy shop/p: spec.rules[0].when[0]: key");
+    let text = inside(&output);
+    // On the HTTP and on the TCP port of the one service.
+    assert_eq!(text.matches("ns[shop]-policy[p]-rule[invalid]").count(), 2);
+}
+
+#[test]
+fn custom_authorization_without_its_provider_is_closed() {
+    let output = output(
+        "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: p, namespace: shop}
+spec: {targetRefs: [{kind: Service, group: '', name: b}], action: CUSTOM, provider: {name: nobody}, rules: [{}]}
+",
+    );
+    assert_fault(&output, "AuthorizationPolicy shop/p: spec.");
+    assert!(inside(&output).contains("ns[shop]-policy[p]"));
+}
+
+#[test]
+fn an_issuer_without_keys_accepts_nothing() {
+    let output = output(
+        "
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: r, namespace: shop}
+spec: {targetRefs: [{kind: Service, group: '', name: a}], jwtRules: [{issuer: https://i.example, jwksUri: 'https://i.example/keys'}]}
+",
+    );
+    assert!(inside(&output).contains(r#""kid":"nobody""#));
+    assert!(output.jwks_uris.contains("https://i.example/keys"));
+}
+
+#[test]
+fn a_waypoint_that_is_not_there_is_named() {
+    let output = output(
+        "
+apiVersion: v1
+kind: Service
+metadata: {name: c, namespace: shop, labels: {istio.io/use-waypoint: typo}}
+spec: {clusterIP: 10.0.0.3, selector: {app: c}, ports: [{name: http, port: 80}]}
+",
+    );
+    assert_fault(&output, "Service shop/c: metadata.labels[istio.io/use-waypoint]: no Gateway shop/typo");
+}

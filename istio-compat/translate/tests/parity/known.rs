@@ -1,0 +1,40 @@
+//! Where our output differs from istiod's on purpose.
+
+/// Case (`*`: all), a part of the difference's line, reason.
+pub(crate) const DIFFERENCES: &[(&str, &str, &str)] = &[
+    ("*", "outbound|8000||authz.outside", "istiod sends clusters of every extension provider, we those that are used"),
+    ("*", "outbound|9000||authz.outside", "istiod sends clusters of every extension provider, we those that are used"),
+    (
+        "07",
+        "transport_socket.typed_config.transport_socket",
+        "PROXY protocol upstream is not built; the policy has a warning",
+    ),
+    (
+        "14",
+        "outbound|9901||payments.bank",
+        "istiod sends every port of a service some route leads to, we the ones used",
+    ),
+    ("14", ".transport_socket_matches[", "no tlsMode-istio: there are no sidecars to speak it with"),
+    ("14", "payments.bank.svc.cluster.local.filters:", "metadata exchange is telemetry of sidecars"),
+    (
+        "14",
+        "filter_metadata.istio.config: ours",
+        "our path names the HTTPRoute, istiod's the VirtualService it made of it",
+    ),
+    ("15", "filter_metadata.istio.config: ours", "our path names the GRPCRoute, istiod's the VirtualService it made of it"),
+    (
+        "22",
+        "local_jwks.inline_string: ours",
+        "without keys istiod sends a key nobody has, so do we, another one",
+    ),
+];
+
+/// Address ranges of the dispatcher left out of the comparison: beginning, reason.
+pub(crate) const RANGES: &[(&str, &str)] = &[
+    ("fd00:96:", "the recorded waypoint announced an IPv4 address only, we serve both families of a service"),
+    ("0.0.0.0", "istiod's stand-in for the address of a headless service, which nothing can be sent to"),
+];
+
+pub(crate) fn is_known(case: &str, difference: &str) -> bool {
+    DIFFERENCES.iter().any(|(of, part, _)| (*of == "*" || *of == case) && difference.contains(part))
+}

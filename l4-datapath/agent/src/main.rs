@@ -1,0 +1,136 @@
+//! strata-agent: owns a node's kernel programs and maps; pods, addresses, services, policy, identities, flows.
+//!
+//! It knows nothing of requests, certificates or xDS: that is the upper layer's, behind the handoff.
+mod admin;
+mod agent;
+mod args;
+mod cni;
+mod enrolment;
+mod flows;
+mod handoff;
+mod ipam;
+mod mesh;
+mod metrics;
+mod names;
+mod objects;
+mod state;
+mod status;
+mod tables;
+mod wiring;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use clap::Parser;
+use compat_objects::source::DirectorySource;
+use l4_flow::{Metrics, Publisher};
+use l4_loader::{Datapath, LoadOptions};
+use l4_netns::Netlink;
+use strata_runtime::metrics::Registry;
+use strata_runtime::{Readiness, admin::Admin, drain, logging, shutdown_signal};
+use tokio::sync::mpsc;
+
+use crate::agent::{Agent, Parts};
+use crate::args::{Args, Source};
+use crate::flows::Reporter;
+use crate::metrics::AgentMetrics;
+use crate::state::StateDir;
+use crate::status::StatusFile;
+use crate::tables::Tables;
+
+/// Events that wait for the agent's task; senders wait when it is full.
+const EVENTS: usize = 1024;
+/// Flow lines kept for slow listeners.
+const FLOW_LINES: usize = 4096;
+/// How long calls under way may take at the end.
+const DRAIN: Duration = Duration::from_secs(5);
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    logging::init("strata-agent");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(run(args))
+}
+
+async fn run(args: Args) -> anyhow::Result<()> {
+    let (readiness, registry) = (Readiness::new(), Registry::new());
+    let started = readiness.task("datapath");
+    let node: Arc<str> = args.node_name.as_str().into();
+    let names = Arc::new(ArcSwap::default());
+    let publisher = Publisher::new(FLOW_LINES);
+    let reporter = Reporter {
+        node: node.clone(),
+        names: names.clone(),
+        metrics: Metrics::register(&registry),
+        publisher: publisher.clone(),
+    };
+    let metrics = AgentMetrics::register(&registry);
+    let mut agent = Agent::new(parts(&args, node.clone(), names, reporter.clone(), metrics).await?)?;
+    reporter.follow(agent.datapath.events()?);
+    agent.adopt().await;
+    // Policy of the adopted pods first, then this build's programs under them.
+    agent.reconcile_and_report().await;
+    agent.reattach();
+
+    let (events, queue) = mpsc::channel(EVENTS);
+    let (trigger, watch) = drain::channel();
+    let admin = Admin::new("strata-agent", readiness, registry).stream("/flows", publisher.sender());
+    let admin = admin::with_queries(admin, &events);
+    admin.serve_unix(&args.run_dir.join("agent.sock"), watch.clone()).await.context("agent.sock")?;
+    if let Some(address) = args.admin_addr {
+        admin.serve_tcp(address, watch.clone()).await.with_context(|| format!("--admin-addr {address}"))?;
+    }
+    handoff::serve(&args.run_dir.join("handoff.sock"), node, events.clone(), watch.clone()).context("handoff.sock")?;
+    cni::serve(&args.run_dir.join("cni.sock"), events, watch).context("cni.sock")?;
+    drop(started);
+    agent.run(queue, shutdown_signal()).await;
+    // Nothing is taken down: pods, programs and maps outlive the agent.
+    drop(agent);
+    trigger.drain(DRAIN).await;
+    Ok(())
+}
+
+async fn parts(
+    args: &Args,
+    node: Arc<str>,
+    names: names::SharedNames,
+    reporter: Reporter,
+    metrics: AgentMetrics,
+) -> anyhow::Result<Parts> {
+    std::fs::create_dir_all(&args.run_dir).with_context(|| args.run_dir.display().to_string())?;
+    let state = StateDir::open(&args.run_dir.join("state"))?;
+    l4_netns::prepare_node()?;
+    let netlink = Netlink::open()?;
+    let uplink = match &args.uplink {
+        Some(name) => Some(netlink.link(name).await.context("--uplink")?).map(|link| (link.index, link.mtu)),
+        None => None,
+    };
+    if args.bpffs.starts_with("/sys/fs/bpf") {
+        l4_loader::ensure_bpffs()?;
+    }
+    let cgroup = args.cgroup()?;
+    let proxy_cgroup = cgroup.join(&args.proxy_cgroup);
+    std::fs::create_dir_all(&proxy_cgroup).with_context(|| proxy_cgroup.display().to_string())?;
+    let datapath = Datapath::load(&LoadOptions { bpffs: args.bpffs.clone(), cgroup })?;
+    let tables = Tables::read(datapath.maps(), &node, state.identities())?;
+    let folders: Vec<PathBuf> = args.sources.iter().map(|Source::Directory(path)| path.clone()).collect();
+    let status = args.status_dir.as_deref().map(|folder| StatusFile::new(folder, &node));
+    let snapshots = DirectorySource::new(folders).watch()?;
+    Ok(Parts {
+        node,
+        datapath,
+        tables,
+        netlink,
+        state,
+        status,
+        snapshots,
+        names,
+        reporter,
+        metrics,
+        uplink,
+        proxy_cgroup,
+    })
+}

@@ -1,0 +1,5 @@
+//! The real agent and the real CNI plugin on nodes and pods that are network namespaces. Needs root.
+mod capture;
+mod cni;
+mod node;
+mod policy;

@@ -1,0 +1,13 @@
+//! The contract between the two layers: messages and file descriptors over one unix socket per node.
+//!
+//! This is the only crate both layers share besides `core` and `bpf/abi`. The agent listens and owns every
+//! map; the proxy connects, gets the network namespaces of enrolled pods, and hands back its listeners and
+//! short-cuts. It holds no BPF capability and needs none.
+
+mod connection;
+pub mod message;
+
+pub use connection::{AgentEnd, Connection, HandoffError, Listener, ProxyEnd};
+pub use message::{AgentMessage, PodInfo, ProxyMessage, Refused, ShortCut, VERSION};
+/// Kinds of listeners, the order of descriptors in [`ProxyMessage::Listeners`], and the marks of a pod's rules.
+pub use strata_abi::{listener, mark};

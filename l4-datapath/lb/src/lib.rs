@@ -1,0 +1,14 @@
+//! Pure: Services and EndpointSlices -> the contents of the service and backend maps.
+//!
+//! No I/O, no kernel: the agent writes the result into maps. One compilation costs time proportional to all
+//! services and endpoints of the cluster; the result is compared with the maps, so writes are proportional to
+//! the change.
+mod backend_sets;
+mod endpoints;
+mod services;
+
+pub use backend_sets::BackendSets;
+pub use services::{Compiled, compile};
+
+#[cfg(test)]
+mod tests;

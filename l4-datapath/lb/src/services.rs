@@ -1,0 +1,178 @@
+//! Services -> map entries.
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use compat_objects::core::{Service as Object, ServicePort, ServiceSpec};
+use compat_objects::{Fault, HasMeta as _, Kind, ObjectKey, ObjectSet};
+use strata_abi::{Addr, Backend, BackendKey, Service, ServiceKey, proto};
+
+use crate::BackendSets;
+use crate::endpoints::Endpoints;
+
+/// Kubernetes' default of `sessionAffinityConfig.clientIP.timeoutSeconds`.
+const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
+
+/// What the service and backend maps of one node should hold.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Compiled {
+    /// Service ports, and for each cluster address a marker with port 0 and protocol 0.
+    pub services: BTreeMap<ServiceKey, Service>,
+    pub backends: BTreeMap<BackendKey, Backend>,
+    /// `namespace/name:port` for each key of `services` (`namespace/name` for markers).
+    pub names: BTreeMap<ServiceKey, String>,
+    /// Services or ports left out, and why.
+    pub faults: Vec<Fault>,
+}
+
+/// Compiles what `node` needs. `sets` is kept by the caller from one compilation to the next.
+pub fn compile(objects: &ObjectSet, node: &str, sets: &mut BackendSets) -> Compiled {
+    let endpoints = Endpoints::new(objects, node);
+    let mut compiler = Compiler { objects, endpoints, sets, compiled: Compiled::default(), owners: BTreeMap::new() };
+    for service in objects.services() {
+        compiler.service(service);
+    }
+    let used: BTreeSet<u32> = compiler.compiled.services.values().map(|service| service.backend_set).collect();
+    compiler.sets.retain(&used);
+    compiler.compiled
+}
+
+struct Compiler<'a, 's> {
+    objects: &'a ObjectSet,
+    endpoints: Endpoints<'a>,
+    sets: &'s mut BackendSets,
+    compiled: Compiled,
+    /// Which service has an address, to tell two services apart that claim the same.
+    owners: BTreeMap<ServiceKey, String>,
+}
+
+/// An address of a service: whether undefined ports of it are refused, and whether only local backends serve it.
+struct Front {
+    address: IpAddr,
+    field: &'static str,
+    marker: bool,
+    local_only: bool,
+}
+
+impl Compiler<'_, '_> {
+    fn service(&mut self, service: &Object) {
+        let Some(spec) = &service.spec else { return };
+        let kind = spec.type_.as_deref().unwrap_or("ClusterIP");
+        if kind == "ExternalName" || spec.cluster_ip.as_deref() == Some("None") {
+            return;
+        }
+        let fronts = self.fronts(service, spec);
+        let affinity_seconds = affinity_seconds(spec);
+        let label = format!("{}/{}", service.namespace(), service.name());
+        for front in &fronts {
+            let addr = Addr::from(front.address);
+            if front.marker {
+                let key = ServiceKey { addr, port: 0, proto: proto::ANY, _pad: 0 };
+                self.insert(service, front.field, key, Service::default(), label.clone());
+            }
+            for (i, port) in spec.ports.iter().flatten().enumerate() {
+                let field = format!("spec.ports[{i}]");
+                let Some((number, protocol)) = self.port(service, port, &field) else { continue };
+                let backends = self.endpoints.backends(service, port, front.address.is_ipv6(), front.local_only);
+                let backend_set = self.publish(&backends);
+                // A set that large cannot exist: the input's objects would not fit into memory.
+                let backend_count = u32::try_from(backends.len()).unwrap_or(u32::MAX);
+                let value = Service { backend_set, backend_count, affinity_seconds, flags: 0 };
+                let key = ServiceKey { addr, port: number, proto: protocol, _pad: 0 };
+                let name = match port.name.as_deref() {
+                    Some(name) if !name.is_empty() => format!("{label}:{name}"),
+                    _ => format!("{label}:{number}"),
+                };
+                self.insert(service, &field, key, value, name);
+            }
+        }
+    }
+
+    fn fronts(&mut self, service: &Object, spec: &ServiceSpec) -> Vec<Front> {
+        let local_only = spec.internal_traffic_policy.as_deref() == Some("Local");
+        let cluster: Vec<&String> = match spec.cluster_ips.as_deref() {
+            Some(addresses) if !addresses.is_empty() => addresses.iter().collect(),
+            _ => spec.cluster_ip.iter().collect(),
+        };
+        let cluster: Vec<&String> = cluster.into_iter().filter(|address| !address.is_empty()).collect();
+        if cluster.is_empty() {
+            let reason = "missing: the service has no address, so nothing can connect to it by address";
+            self.fault(Fault::warning, service, "spec.clusterIP", reason.to_owned());
+        }
+        let balancer = service.status.iter().flat_map(|status| &status.load_balancer);
+        let ingress = balancer.flat_map(|status| status.ingress.iter().flatten());
+        // `Proxy`: the load balancer wants the traffic itself (KEP-1860).
+        let ingress = ingress.filter(|i| i.ip_mode.as_deref() != Some("Proxy")).filter_map(|i| i.ip.as_ref());
+        let all = cluster
+            .into_iter()
+            .map(|address| (address, "spec.clusterIPs", true, local_only))
+            .chain(spec.external_ips.iter().flatten().map(|address| (address, "spec.externalIPs", false, false)))
+            .chain(ingress.map(|address| (address, "status.loadBalancer.ingress", false, false)));
+        let mut fronts: Vec<Front> = Vec::new();
+        for (text, field, marker, local_only) in all {
+            match text.parse() {
+                Ok(address) if fronts.iter().all(|front| front.address != address) => {
+                    fronts.push(Front { address, field, marker, local_only });
+                }
+                Ok(_) => {}
+                Err(_) => self.fault(Fault::error, service, field, format!("{text:?} is no IP address")),
+            }
+        }
+        fronts
+    }
+
+    fn port(&mut self, service: &Object, port: &ServicePort, field: &str) -> Option<(u16, u8)> {
+        let number = u16::try_from(port.port).ok().filter(|number| *number != 0);
+        let Some(number) = number else {
+            self.fault(Fault::error, service, &format!("{field}.port"), format!("{} is no port", port.port));
+            return None;
+        };
+        match port.protocol.as_deref().unwrap_or("TCP") {
+            "TCP" => Some((number, proto::TCP)),
+            "UDP" => Some((number, proto::UDP)),
+            other => {
+                let reason = format!("{other} is not balanced (TCP and UDP are): the port is left out");
+                self.fault(Fault::warning, service, &format!("{field}.protocol"), reason);
+                None
+            }
+        }
+    }
+
+    fn publish(&mut self, backends: &[Backend]) -> u32 {
+        let backend_set = self.sets.number(backends);
+        for (slot, backend) in (0..).zip(backends) {
+            self.compiled.backends.insert(BackendKey { backend_set, slot }, *backend);
+        }
+        backend_set
+    }
+
+    fn insert(&mut self, service: &Object, field: &str, key: ServiceKey, value: Service, name: String) {
+        if let Some(owner) = self.owners.get(&key) {
+            let reason = format!("{owner} has this address and port already; it keeps them");
+            self.fault(Fault::error, service, field, reason);
+            return;
+        }
+        self.owners.insert(key, name.clone());
+        self.compiled.services.insert(key, value);
+        self.compiled.names.insert(key, name);
+    }
+
+    fn fault(&mut self, make: fn(String, String, String) -> Fault, service: &Object, field: &str, reason: String) {
+        let key = ObjectKey::new(Kind::Service, service.namespace(), service.name());
+        let mut fault = make(key.to_string(), field.to_owned(), reason);
+        if let Some(location) = self.objects.location(&key) {
+            fault = fault.at(location);
+        }
+        if !self.compiled.faults.contains(&fault) {
+            self.compiled.faults.push(fault);
+        }
+    }
+}
+
+fn affinity_seconds(spec: &ServiceSpec) -> u32 {
+    if spec.session_affinity.as_deref() != Some("ClientIP") {
+        return 0;
+    }
+    let configured = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+    let seconds = configured.and_then(|client_ip| client_ip.timeout_seconds);
+    seconds.and_then(|seconds| u32::try_from(seconds).ok()).filter(|s| *s > 0).unwrap_or(DEFAULT_AFFINITY_SECONDS)
+}

@@ -1,0 +1,21 @@
+//! The engine from client to upstream, in one process: real HTTP on both sides over in-memory pipes, upstreams that do
+//! what a test asks of them, configuration built by hand or as a real istiod recorded it.
+
+#[path = "engine/config.rs"]
+mod config;
+#[path = "engine/limits.rs"]
+mod limits;
+#[path = "engine/protocols.rs"]
+mod protocols;
+#[path = "engine/recorded.rs"]
+mod recorded;
+#[path = "engine/resilience.rs"]
+mod resilience;
+#[path = "engine/routing.rs"]
+mod routing;
+#[path = "engine/smuggling.rs"]
+mod smuggling;
+#[path = "engine/support.rs"]
+mod support;
+#[path = "engine/tcp.rs"]
+mod tcp;

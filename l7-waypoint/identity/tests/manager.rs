@@ -1,0 +1,168 @@
+//! The identity manager against a real certificate service over gRPC.
+#[path = "support/ca.rs"]
+mod ca;
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use ca::{TOKEN, TestCa};
+use l7_identity::{CaClient, CaConfig, IdentityManager, WorkloadCertificate, peer_identity};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+use xds_model::spiffe::SpiffeId;
+
+struct Setup {
+    ca: Arc<TestCa>,
+    manager: IdentityManager,
+    token: tempfile::NamedTempFile,
+}
+
+async fn setup() -> Setup {
+    let ca = TestCa::new();
+    let addr = ca.serve().await;
+    let mut token = tempfile::NamedTempFile::new().unwrap();
+    token.write_all(TOKEN.as_bytes()).unwrap();
+    let config = CaConfig {
+        address: format!("http://{addr}"),
+        root_ca: None,
+        server_name: None,
+        token: Some(token.path().to_owned()),
+        cluster_id: "Kubernetes".to_owned(),
+        impersonate: true,
+        ttl: Duration::from_secs(86_400),
+    };
+    let manager = IdentityManager::new(CaClient::new(config), tokio::runtime::Handle::current());
+    Setup { ca, manager, token }
+}
+
+fn id(account: &str) -> SpiffeId {
+    SpiffeId::new("cluster.local", "shop", account).unwrap()
+}
+
+#[tokio::test]
+async fn one_request_serves_many_callers() {
+    let setup = setup().await;
+    assert!(setup.manager.cached(&id("checkout")).is_none());
+    let waiting: Vec<_> = (0..20)
+        .map(|_| {
+            let manager = setup.manager.clone();
+            tokio::spawn(async move { manager.certificate(&id("checkout")).await.unwrap().serial().to_owned() })
+        })
+        .collect();
+    let mut serials = std::collections::BTreeSet::new();
+    for caller in waiting {
+        serials.insert(caller.await.unwrap());
+    }
+    assert_eq!((serials.len(), setup.ca.issued.load(Ordering::Relaxed)), (1, 1));
+    let status = serde_json_like(&setup.manager);
+    assert!(status.contains("Available") && status.contains("spiffe://cluster.local/ns/shop/sa/checkout"), "{status}");
+}
+
+fn serde_json_like(manager: &IdentityManager) -> String {
+    format!("{:?}", manager.status())
+}
+
+#[tokio::test]
+async fn renewal_replaces_and_an_outage_keeps_the_old_one() {
+    let setup = setup().await;
+    *setup.ca.ttl.lock().unwrap() = Duration::from_secs(4);
+    let first = setup.manager.certificate(&id("checkout")).await.unwrap();
+    let second = loop {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let now = setup.manager.certificate(&id("checkout")).await.unwrap();
+        if now.serial() != first.serial() {
+            break now;
+        }
+    };
+    setup.ca.refuse.store(true, Ordering::Relaxed);
+    // Past the next half-life: the refusal is seen, the certificate still served.
+    while !serde_json_like(&setup.manager).contains("told to refuse") {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(setup.manager.certificate(&id("checkout")).await.unwrap().serial(), second.serial());
+}
+
+#[tokio::test]
+async fn refusals_name_their_reason() {
+    let setup = setup().await;
+    setup.ca.refuse.store(true, Ordering::Relaxed);
+    let error = setup.manager.certificate(&id("checkout")).await.unwrap_err().to_string();
+    assert!(error.contains("told to refuse") && error.contains("sa/checkout"), "{error}");
+    setup.ca.refuse.store(false, Ordering::Relaxed);
+    std::fs::write(setup.token.path(), "stolen").unwrap();
+    let error = setup.manager.certificate(&id("payments")).await.unwrap_err().to_string();
+    assert!(error.contains("wrong token"), "{error}");
+    // The token is read again: the next attempt after the back-off succeeds.
+    std::fs::write(setup.token.path(), TOKEN).unwrap();
+    while setup.manager.certificate(&id("payments")).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_for_somebody_else_is_refused() {
+    let setup = setup().await;
+    *setup.ca.lie.lock().unwrap() = Some("spiffe://cluster.local/ns/shop/sa/mallory".to_owned());
+    let error = setup.manager.certificate(&id("checkout")).await.unwrap_err().to_string();
+    assert!(error.contains("mallory"), "{error}");
+}
+
+#[tokio::test]
+async fn forgetting_stops_the_renewal() {
+    let setup = setup().await;
+    setup.manager.certificate(&id("checkout")).await.unwrap();
+    setup.manager.forget(&id("checkout"));
+    assert!(setup.manager.cached(&id("checkout")).is_none());
+    assert!(setup.manager.status().is_empty());
+}
+
+async fn handshake(
+    client: &WorkloadCertificate,
+    expected: &[SpiffeId],
+    server: &WorkloadCertificate,
+) -> Result<(SpiffeId, SpiffeId), String> {
+    let (near, far) = duplex(1 << 16);
+    let acceptor = TlsAcceptor::from(server.server_config());
+    let connector = TlsConnector::from(client.client_config(expected).unwrap());
+    let server = tokio::spawn(async move {
+        let mut tls = acceptor.accept(far).await.map_err(|error| error.to_string())?;
+        let peer = peer_identity(tls.get_ref().1.peer_certificates()).map_err(|error| error.to_string())?;
+        tls.write_all(b"hi").await.map_err(|error| error.to_string())?;
+        Ok::<_, String>(peer)
+    });
+    let name = std::net::IpAddr::from([10, 0, 0, 2]).into();
+    let mut tls = connector.connect(name, near).await.map_err(|error| error.to_string())?;
+    let mut text = [0; 2];
+    tls.read_exact(&mut text).await.map_err(|error| error.to_string())?;
+    assert_eq!(tls.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    assert_eq!(tls.get_ref().1.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
+    let server_identity = peer_identity(tls.get_ref().1.peer_certificates()).map_err(|error| error.to_string())?;
+    let client_identity = server.await.unwrap()?;
+    Ok((client_identity, server_identity))
+}
+
+#[tokio::test]
+async fn both_ends_know_each_other_and_nobody_else_gets_in() {
+    let setup = setup().await;
+    let client = setup.manager.certificate(&id("checkout")).await.unwrap();
+    let server = setup.manager.certificate(&id("payments")).await.unwrap();
+    let seen = handshake(&client, &[id("x"), id("payments")], &server).await.unwrap();
+    assert_eq!(seen, (id("checkout"), id("payments")));
+    let error = handshake(&client, &[id("x")], &server).await.unwrap_err();
+    assert!(error.contains("sa/payments") && error.contains("sa/x"), "{error}");
+    assert!(handshake(&client, &[], &server).await.is_err(), "an empty set of identities accepts nobody");
+
+    // A client of another trust domain, same CA.
+    let stranger = SpiffeId::new("other.domain", "shop", "checkout").unwrap();
+    let stranger = setup.manager.certificate(&stranger).await.unwrap();
+    assert!(handshake(&stranger, &[id("payments")], &server).await.is_err());
+
+    // The same names from another CA.
+    let other = self::setup().await;
+    let forged = other.manager.certificate(&id("checkout")).await.unwrap();
+    assert!(handshake(&forged, &[id("payments")], &server).await.is_err());
+    let forged = other.manager.certificate(&id("payments")).await.unwrap();
+    assert!(handshake(&client, &[id("payments")], &forged).await.is_err());
+}

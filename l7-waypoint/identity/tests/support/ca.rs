@@ -1,0 +1,107 @@
+//! A real certificate service for tests: checks the token, signs what is asked for. Shared by the tests of
+//! several crates through `#[path]`.
+#![allow(unreachable_pub, dead_code, reason = "included by several test crates, each uses a part")]
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rcgen::{
+    BasicConstraints, Certificate, CertificateParams, CertificateSigningRequestParams, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+use tonic::{Request, Response, Status};
+use xds_proto::istio::ca::istio_certificate_service_server::{IstioCertificateService, IstioCertificateServiceServer};
+use xds_proto::istio::ca::{IstioCertificateRequest, IstioCertificateResponse};
+
+pub const TOKEN: &str = "the-node-token";
+
+pub struct TestCa {
+    issuer: Issuer<'static, KeyPair>,
+    root: Certificate,
+    pub ttl: Mutex<Duration>,
+    pub issued: AtomicU64,
+    pub refuse: AtomicBool,
+    /// Names this identity instead of the one asked for.
+    pub lie: Mutex<Option<String>>,
+}
+
+#[derive(Clone)]
+pub struct Service(pub Arc<TestCa>);
+
+impl TestCa {
+    pub fn new() -> Arc<TestCa> {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+        let root = params.self_signed(&key).unwrap();
+        Arc::new(TestCa {
+            issuer: Issuer::new(params, key),
+            root,
+            ttl: Mutex::new(Duration::from_secs(3600)),
+            issued: AtomicU64::new(0),
+            refuse: AtomicBool::new(false),
+            lie: Mutex::new(None),
+        })
+    }
+
+    /// Serves on a loopback port of the current network namespace; returns the address.
+    pub async fn serve(self: &Arc<TestCa>) -> SocketAddr {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let service = IstioCertificateServiceServer::new(Service(self.clone()));
+        tokio::spawn(async move {
+            tonic::transport::Server::builder()
+                .add_service(service)
+                .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener))
+                .await
+                .unwrap();
+        });
+        addr
+    }
+
+    fn sign(&self, request: &IstioCertificateRequest) -> Result<Vec<String>, Status> {
+        let bad = |error: rcgen::Error| Status::invalid_argument(error.to_string());
+        let mut csr = CertificateSigningRequestParams::from_pem(&request.csr).map_err(bad)?;
+        let asked = request.metadata.as_ref().and_then(|metadata| metadata.fields.get("ImpersonatedIdentity"));
+        let mut name = match asked.and_then(|value| value.kind.clone()) {
+            Some(prost_types::value::Kind::StringValue(name)) => name,
+            _ => match csr.params.subject_alt_names.as_slice() {
+                [SanType::URI(uri)] => uri.to_string(),
+                other => return Err(Status::invalid_argument(format!("names {other:?}"))),
+            },
+        };
+        if let Some(lie) = &*self.lie.lock().unwrap() {
+            name = lie.clone();
+        }
+        csr.params.subject_alt_names = vec![SanType::URI(name.try_into().map_err(bad)?)];
+        let now = std::time::SystemTime::now();
+        csr.params.not_before = now.into();
+        csr.params.not_after = (now + *self.ttl.lock().unwrap()).into();
+        let leaf = csr.signed_by(&self.issuer).map_err(bad)?;
+        self.issued.fetch_add(1, Ordering::Relaxed);
+        Ok(vec![leaf.pem(), self.root.pem()])
+    }
+}
+
+#[tonic::async_trait]
+impl IstioCertificateService for Service {
+    async fn create_certificate(
+        &self,
+        request: Request<IstioCertificateRequest>,
+    ) -> Result<Response<IstioCertificateResponse>, Status> {
+        if self.0.refuse.load(Ordering::Relaxed) {
+            return Err(Status::unavailable("told to refuse"));
+        }
+        let expected = format!("Bearer {TOKEN}");
+        if request.metadata().get("authorization").map(|value| value.as_bytes()) != Some(expected.as_bytes()) {
+            return Err(Status::unauthenticated("wrong token"));
+        }
+        if request.metadata().get("clusterid").is_none() {
+            return Err(Status::unauthenticated("no clusterid"));
+        }
+        let cert_chain = self.0.sign(request.get_ref())?;
+        Ok(Response::new(IstioCertificateResponse { cert_chain }))
+    }
+}

@@ -1,0 +1,38 @@
+//! `strata-proxy`: the node proxy and the waypoint, one binary, two roles.
+//!
+//! Data-plane threads share nothing but immutable views; configuration, certificates and the admin interface
+//! live on a runtime of their own, so that none of them delays traffic.
+
+mod admin;
+mod config;
+mod copy;
+mod mesh;
+mod netns;
+mod node;
+mod sockets;
+mod telemetry;
+mod waypoint;
+mod workers;
+
+use clap::Parser;
+use config::{Flags, Role};
+
+fn main() -> anyhow::Result<()> {
+    let flags = Flags::parse();
+    strata_runtime::logging::init(match flags.role {
+        Role::Node => "proxy-node",
+        Role::Waypoint => "proxy-waypoint",
+    });
+    l7_identity::install_provider();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("control")
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        match flags.role {
+            Role::Node => node::run(flags).await,
+            Role::Waypoint => waypoint::run(flags).await,
+        }
+    })
+}

@@ -1,0 +1,250 @@
+//! What a pod connects to: resolve, then tunnel, short hop on the same node, or plaintext.
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::{HeaderMap, HeaderValue};
+use l7_hbone::{Baggage, ConnectRequest, PoolKey, forwarded_value};
+use tokio::net::TcpStream;
+use xds_model::spiffe::SpiffeId;
+use xds_model::wds::{Peer, Service, Upstream, Via, Workload, WorkloadType, unmapped};
+
+use super::live::Subject;
+use super::pods::Pod;
+use super::{CONNECT_TIMEOUT, Worker, local};
+use crate::copy;
+use crate::sockets::{self, OWN_PORTS};
+use crate::telemetry::{Failure, Report, Reporter, Security};
+
+/// One captured connection of `pod`.
+pub(crate) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, client: TcpStream, client_addr: SocketAddr) {
+    let Some(watch) = worker.shared.watch() else { return };
+    let started = Instant::now();
+    // Steered, not rewritten: the socket's own address is where the client wanted to go.
+    let original = match client.local_addr() {
+        Ok(addr) => unmapped(addr),
+        Err(error) => {
+            tracing::warn!(pod = pod.info.uid, %error, "captured connection without an address");
+            return;
+        }
+    };
+    let _ = client.set_nodelay(true); // see local::open
+    let mut connection = Outbound {
+        worker,
+        pod,
+        client,
+        report: Report {
+            reporter: Reporter::Source,
+            source: None,
+            source_identity: None,
+            destination: None,
+            destination_identity: None,
+            service: None,
+            security: Security::Unknown,
+            src: unmapped(client_addr),
+            dst: original,
+            hbone: None,
+        },
+        started,
+    };
+    connection.report.source_identity = Some(connection.pod.identity.clone());
+    connection.run(original).await;
+    drop(watch);
+}
+
+struct Outbound {
+    worker: Arc<Worker>,
+    pod: Arc<Pod>,
+    client: TcpStream,
+    report: Report,
+    started: Instant,
+}
+
+impl Outbound {
+    async fn run(mut self, original: SocketAddr) {
+        if OWN_PORTS.contains(&original.port()) && (original.ip().is_loopback() || self.pod.owns(original.ip())) {
+            return self.fail(Failure::connect(format_args!("port {} is the proxy's own", original.port())));
+        }
+        let Some(source) = self.worker.shared.workload_of(&self.pod).await else {
+            return self.fail(Failure::connect("the control plane does not know the source workload"));
+        };
+        self.report.source = Some(source.clone());
+        let upstream = self.worker.shared.mesh.load().resolve_outbound(&source, original, rand::random());
+        match upstream {
+            Err(error) => {
+                self.report.service =
+                    self.worker.shared.mesh.load().service_by_vip(original.ip(), &source.namespace).cloned();
+                self.fail(Failure::connect(error));
+            }
+            Ok(Upstream::Passthrough { addr, service }) => {
+                self.report.service = service;
+                self.plaintext(addr).await;
+            }
+            Ok(Upstream::Plain { addr, peer }) => {
+                self.set_peer(peer, false);
+                self.plaintext(addr).await;
+            }
+            Ok(Upstream::PlainHost { hostname, port, peer }) => {
+                self.set_peer(peer, false);
+                let found = tokio::net::lookup_host((&*hostname, port)).await.map(|mut found| found.next());
+                match found {
+                    Ok(Some(addr)) => self.plaintext(addr).await,
+                    Ok(None) => self.fail(Failure::connect(format_args!("{hostname} has no address"))),
+                    Err(error) => self.fail(Failure::connect(format_args!("{hostname}: {error}"))),
+                }
+            }
+            Ok(Upstream::Hbone { addr, authority, identities, peer, via }) => {
+                self.set_peer(peer, true);
+                let here = match via {
+                    Via::Endpoint => self.worker.shared.pods.by_ip(authority.ip()),
+                    Via::Waypoint => None,
+                };
+                match here {
+                    Some(pod) => self.same_node(pod, authority).await,
+                    None => self.tunnel(&source, addr, authority, identities).await,
+                }
+            }
+        }
+    }
+
+    fn set_peer(&mut self, peer: Peer, proven: bool) {
+        let Peer { workload, service } = peer;
+        self.report.destination_identity = proven.then(|| workload.identity.clone());
+        self.report.destination = Some(workload);
+        self.report.service = service;
+    }
+
+    fn fail(self, failure: Failure) {
+        self.worker.shared.telemetry.failed(&self.report, &failure, self.started);
+        sockets::reset(self.client);
+    }
+
+    async fn plaintext(mut self, addr: SocketAddr) {
+        let dial = sockets::connect_from(&self.pod.netns, addr);
+        let mut upstream = match tokio::time::timeout(CONNECT_TIMEOUT, dial).await {
+            Ok(Ok(upstream)) => upstream,
+            Ok(Err(error)) => return self.fail(Failure::connect(format_args!("{addr}: {error}"))),
+            Err(_) => return self.fail(Failure::connect(format_args!("{addr}: no answer"))),
+        };
+        let _ = upstream.set_nodelay(true); // see local::open
+        let open = self.worker.shared.telemetry.opened(self.report.clone(), self.started);
+        match copy::tcp_and_tcp(&mut self.client, &mut upstream, open.carried()).await {
+            Ok(()) => open.close(Ok(())),
+            Err(error) => {
+                sockets::reset(self.client);
+                sockets::reset(upstream);
+                open.close(Err(Failure::new("-", error)));
+            }
+        }
+    }
+
+    /// Both pods are ours: authorize as the destination, then straight to its application.
+    async fn same_node(mut self, destination: Arc<Pod>, authority: SocketAddr) {
+        let shared = self.worker.shared.clone();
+        self.report.security = Security::KernelAttested;
+        let subject = Subject {
+            destination_uid: destination.info.uid.as_str().into(),
+            source_ip: self.report.src.ip(),
+            identity: Some(self.pod.identity.clone()),
+            destination: authority,
+        };
+        // Both ends report, as if there were two proxies.
+        let mut far = Report { reporter: Reporter::Destination, dst: authority, ..self.report.clone() };
+        far.destination = shared.mesh.load().workload(&destination.info.uid).cloned().or(far.destination);
+        let (mut app, registered) = match local::open(&shared, &destination, &subject, self.report.src).await {
+            Ok(open) => open,
+            Err(refusal) => {
+                let failure = refusal.failure(&subject);
+                shared.telemetry.failed(&far, &failure, self.started);
+                return self.fail(failure);
+            }
+        };
+        if destination.info.uid != self.pod.info.uid {
+            shared.grants.consider(&subject);
+        }
+        let near = shared.telemetry.opened(self.report.clone(), self.started);
+        let far = shared.telemetry.opened(far, self.started);
+        let outcome = tokio::select! {
+            outcome = copy::tcp_and_tcp(&mut self.client, &mut app, near.carried()) => outcome.map_err(|error| Failure::new("-", error)),
+            () = registered.denied() => Err(Failure::denied(None, "a policy change no longer allows the connection")),
+        };
+        far.carried().request.add(near.carried().request.get());
+        far.carried().response.add(near.carried().response.get());
+        if outcome.is_err() {
+            sockets::reset(self.client);
+            sockets::reset(app);
+        }
+        far.close(outcome.clone());
+        near.close(outcome);
+    }
+
+    async fn tunnel(
+        mut self,
+        source: &Workload,
+        addr: SocketAddr,
+        authority: SocketAddr,
+        identities: Vec<SpiffeId>,
+    ) {
+        self.report.security = Security::MutualTls;
+        self.report.hbone = Some(addr);
+        let request = ConnectRequest {
+            key: PoolKey::new(self.pod.identity.clone(), identities, addr, Some(self.report.src.ip())),
+            authority: authority.to_string().into(),
+            headers: headers(source, self.report.src, self.report.service.as_deref()),
+        };
+        let pod = self.pod.clone();
+        let dial = move || {
+            let netns = pod.netns.clone();
+            async move { sockets::connect_from(&netns, addr).await }
+        };
+        let mut tunnel = match self.worker.pool.connect(request, dial).await {
+            Ok(tunnel) => tunnel,
+            Err(error) => return self.fail(Failure::new(error.response_flag(), error)),
+        };
+        self.report.destination_identity = Some(tunnel.peer().clone());
+        let open = self.worker.shared.telemetry.opened(self.report.clone(), self.started);
+        match copy::tcp_and_tunnel(&mut self.client, &mut tunnel, open.carried()).await {
+            Ok(()) => open.close(Ok(())),
+            Err(error) => {
+                tunnel.split().1.reset();
+                sockets::reset(self.client);
+                open.close(Err(Failure::new("-", error)));
+            }
+        }
+    }
+}
+
+/// What rides on the CONNECT: telemetry and the client on whose behalf it is made.
+fn headers(source: &Workload, client: SocketAddr, service: Option<&Service>) -> HeaderMap {
+    let baggage = Baggage {
+        cluster: &source.cluster_id,
+        namespace: &source.namespace,
+        workload_type: match source.workload_type {
+            WorkloadType::Deployment => "deployment",
+            WorkloadType::CronJob => "cronjob",
+            WorkloadType::Pod => "pod",
+            WorkloadType::Job => "job",
+        },
+        workload_name: &source.workload_name,
+        service_name: &source.canonical_name,
+        service_version: &source.canonical_revision,
+        region: &source.locality.region,
+        zone: &source.locality.zone,
+    };
+    let traceparent = format!("00-{:032x}-{:016x}-01", rand::random::<u128>() | 1, rand::random::<u64>() | 1);
+    let mut headers = HeaderMap::with_capacity(3);
+    let values = [
+        ("baggage", baggage.value()),
+        ("forwarded", forwarded_value(client, service.map(|service| &*service.hostname))),
+        ("traceparent", traceparent),
+    ];
+    for (name, value) in values {
+        // All three are made of visible ASCII by construction; one that were not is better left out.
+        if let Ok(value) = HeaderValue::try_from(value)
+            && !value.is_empty()
+        {
+            headers.insert(name, value);
+        }
+    }
+    headers
+}

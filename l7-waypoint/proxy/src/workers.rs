@@ -1,0 +1,68 @@
+//! Data-plane threads: each a single-threaded runtime that shares nothing mutable with the others.
+use std::io;
+
+use strata_runtime::drain;
+use tokio::sync::mpsc;
+
+/// Work handed to a thread, as a future made there.
+type Job<W> = Box<dyn FnOnce(W) + Send>;
+
+/// Jobs a thread may have waiting; each is a set of listeners to serve.
+const QUEUE: usize = 1024;
+
+/// The threads.
+pub(crate) struct Workers<W> {
+    queues: Vec<mpsc::Sender<Job<W>>>,
+}
+
+impl<W: Clone + 'static> Workers<W> {
+    /// Starts `count` threads; `state` makes each one's own state, on the thread (it is cloned for each job).
+    ///
+    /// # Errors
+    /// If a thread cannot be started.
+    pub(crate) fn start(
+        count: u16,
+        drain: &drain::Watch,
+        state: impl Fn(u16) -> W + Send + Clone + 'static,
+    ) -> io::Result<Workers<W>> {
+        let mut queues = Vec::with_capacity(usize::from(count));
+        for number in 0..count {
+            let (sender, mut jobs) = mpsc::channel::<Job<W>>(QUEUE);
+            let (state, mut drain) = (state.clone(), drain.clone());
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+                let local = tokio::task::LocalSet::new();
+                local.block_on(&runtime, async move {
+                    let state = state(number);
+                    loop {
+                        tokio::select! {
+                            job = jobs.recv() => match job {
+                                Some(job) => job(state.clone()),
+                                None => break,
+                            },
+                            () = drain.signaled() => break,
+                        }
+                    }
+                    // Connections hold watches of their own; the process waits for those and then ends.
+                    drop(drain);
+                    std::future::pending::<()>().await;
+                });
+            })?;
+            queues.push(sender);
+        }
+        Ok(Workers { queues })
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.queues.len()
+    }
+
+    /// Runs `job` on one thread, inside its runtime (it may spawn).
+    pub(crate) async fn run(&self, worker: usize, job: impl FnOnce(W) + Send + 'static) {
+        if let Some(queue) = self.queues.get(worker)
+            && queue.send(Box::new(job)).await.is_err()
+        {
+            tracing::debug!(worker, "thread is draining");
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! The node role on real sockets: two nodes, network namespaces as pods, certificates and xDS over gRPC.
+//! Needs root. Only the agent is played by the test: its end of the handoff, rules in the pods, `sk_lookup`.
+#![allow(unreachable_pub, reason = "support modules are shared by tests")]
+#[path = "support/bpf.rs"]
+mod bpf;
+#[path = "../../identity/tests/support/ca.rs"]
+mod ca;
+#[path = "support/world.rs"]
+mod world;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::Ipv4Addr;
+
+use strata_handoff::{ProxyMessage, ShortCut};
+use world::{Control, NodeProxy, Pod, link, workload};
+use xds_proto::istio::{security as s, workload as w};
+
+/// Denies whoever matches `one`, in namespace shop.
+fn deny(name: &str, one: s::Match) -> s::Authorization {
+    s::Authorization {
+        name: name.to_owned(),
+        namespace: "shop".to_owned(),
+        scope: s::Scope::Namespace.into(),
+        action: s::Action::Deny.into(),
+        rules: vec![s::Rule { clauses: vec![s::Clause { matches: vec![one] }] }],
+        ..Default::default()
+    }
+}
+
+fn strict() -> s::Authorization {
+    let presence = s::StringMatch { match_type: Some(s::string_match::MatchType::Presence(())) };
+    deny("strict", s::Match { not_principals: vec![presence], ..Default::default() })
+}
+
+fn deny_checkout() -> s::Authorization {
+    let kind = s::string_match::MatchType::Exact("cluster.local/ns/shop/sa/checkout".to_owned());
+    let principal = s::StringMatch { match_type: Some(kind) };
+    deny("no-checkout", s::Match { principals: vec![principal], ..Default::default() })
+}
+
+fn payments_service() -> w::Service {
+    w::Service {
+        name: "payments".to_owned(),
+        namespace: "shop".to_owned(),
+        hostname: "payments.shop.svc.cluster.local".to_owned(),
+        addresses: vec![w::NetworkAddress { network: String::new(), address: vec![10, 96, 0, 1].into(), length: None }],
+        ports: vec![w::Port { service_port: 80, target_port: 8080, app_protocol: 0 }],
+        ..Default::default()
+    }
+}
+
+fn payments(pod: &Pod) -> w::Workload {
+    let mut payments = workload(pod, "payments");
+    payments.services.insert("shop/payments.shop.svc.cluster.local".to_owned(), w::PortList::default());
+    payments
+}
+
+fn is_cut(outcome: std::io::Result<usize>) -> bool {
+    matches!(outcome.map_err(|error| error.kind()), Ok(0) | Err(ErrorKind::ConnectionReset))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn between_two_nodes() {
+    let a = Pod::new("h1-a", Ipv4Addr::new(10, 44, 1, 1));
+    let b = Pod::new("h1-b", Ipv4Addr::new(10, 44, 1, 2));
+    let c = Pod::new("h1-c", Ipv4Addr::new(10, 44, 1, 3));
+    link(&a, &b, "eth0");
+    link(&c, &b, "eth1");
+    a.rules();
+    b.rules();
+    b.echo(8080);
+    let control = Control::start().await;
+    control.workload(workload(&a, "checkout"));
+    control.workload(payments(&b));
+    control.service(payments_service());
+    let mut near = NodeProxy::start(&control, &[(&a, "checkout")]).await;
+    let mut far = NodeProxy::start(&control, &[(&b, "payments")]).await;
+
+    // The application sees the true client, by pod address and by service address.
+    assert_eq!(a.ask("10.44.1.2:8080", true, "direct").unwrap(), "10.44.1.1 direct");
+    assert_eq!(a.ask("10.96.0.1:80", true, "by name").unwrap(), "10.44.1.1 by name");
+    // Large both ways.
+    let large = "x".repeat(8 << 20);
+    let mut stream = a.connect("10.96.0.1:80", true).unwrap();
+    let mut writer = stream.try_clone().unwrap();
+    let sent = large.clone();
+    let sender = std::thread::spawn(move || {
+        writer.write_all(sent.as_bytes()).unwrap();
+        writer.shutdown(std::net::Shutdown::Write).unwrap();
+    });
+    let mut back = String::new();
+    stream.read_to_string(&mut back).unwrap();
+    sender.join().unwrap();
+    assert!(back == format!("10.44.1.1 {large}"), "{} bytes came back", back.len());
+    let metrics = far.metrics().await;
+    let opened = metrics
+        .lines()
+        .find(|line| {
+            line.starts_with("istio_tcp_connections_opened_total")
+                && line.contains("reporter=\"destination\"")
+                && line.contains("source_principal=\"spiffe://cluster.local/ns/shop/sa/checkout\"")
+                && line.contains("connection_security_policy=\"mutual_tls\"")
+        })
+        .unwrap_or_else(|| panic!("not counted:\n{metrics}"));
+    assert!(opened.ends_with(" 3"), "{opened}");
+
+    // A known service is never passed through: an undefined port is refused.
+    assert!(is_cut(a.connect("10.96.0.1:81", true).and_then(|mut stream| stream.read(&mut [0; 9]))));
+
+    // Unmeshed plaintext is served until STRICT says otherwise, open connections included.
+    assert_eq!(c.ask("10.44.1.2:8080", false, "plain").unwrap(), "10.44.1.3 plain");
+    let mut open = c.connect("10.44.1.2:8080", false).unwrap();
+    let mut buf = [0; 10];
+    open.read_exact(&mut buf).unwrap();
+    control.policy(strict());
+    assert!(is_cut(open.read(&mut buf)), "an open plaintext connection outlived STRICT");
+    assert!(is_cut(c.connect("10.44.1.2:8080", false).and_then(|mut stream| stream.read(&mut [0; 9]))));
+    let policy = far.told(|message| match message {
+        ProxyMessage::Refused(refused) => Some((refused.policy.clone(), refused.dst_port)),
+        _ => None,
+    });
+    assert_eq!(policy.await, ("shop/strict".to_owned(), 8080));
+    assert_eq!(a.ask("10.96.0.1:80", true, "mtls").unwrap(), "10.44.1.1 mtls");
+
+    // A policy about the identity cuts the tunnel and refuses the next.
+    let mut open = a.connect("10.96.0.1:80", true).unwrap();
+    open.read_exact(&mut buf).unwrap();
+    control.policy(deny_checkout());
+    assert!(is_cut(open.read(&mut buf)), "an open tunnel outlived its permission");
+    assert!(is_cut(a.connect("10.96.0.1:80", true).and_then(|mut stream| stream.read(&mut [0; 9]))));
+    assert!(near.metrics().await.contains("response_flags=\"DENY\""));
+    control.remove_policy("shop/no-checkout");
+    let mut answer = a.ask("10.96.0.1:80", true, "again");
+    for _ in 0..50 {
+        if answer.is_ok() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        answer = a.ask("10.96.0.1:80", true, "again");
+    }
+    assert_eq!(answer.unwrap(), "10.44.1.1 again");
+
+    // A draining proxy finishes what is open.
+    let mut open = a.connect("10.96.0.1:80", true).unwrap();
+    open.read_exact(&mut buf).unwrap();
+    near.terminate();
+    open.write_all(b"last words").unwrap();
+    let mut words = [0; 10];
+    open.read_exact(&mut words).unwrap();
+    assert_eq!(&words, b"last words");
+    drop(open);
+    assert!(near.wait().success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_one_node() {
+    let a = Pod::new("h2-a", Ipv4Addr::new(10, 44, 2, 1));
+    let b = Pod::new("h2-b", Ipv4Addr::new(10, 44, 2, 2));
+    link(&a, &b, "eth0");
+    a.rules();
+    b.rules();
+    b.echo(8080);
+    let control = Control::start().await;
+    control.workload(workload(&a, "checkout"));
+    control.workload(payments(&b));
+    control.service(payments_service());
+    control.policy(strict());
+    let mut proxy = NodeProxy::start(&control, &[(&a, "checkout"), (&b, "payments")]).await;
+
+    // Straight to the application, though STRICT: the kernel vouches for the caller.
+    assert_eq!(a.ask("10.96.0.1:80", true, "near").unwrap(), "10.44.2.1 near");
+    assert!(proxy.metrics().await.contains("connection_security_policy=\"kernel_attested\""));
+    let expected = ShortCut { src: a.ip.into(), dst: b.ip.into(), port: 8080 };
+    let granted = proxy.told(|message| match message {
+        ProxyMessage::Grant(short_cut) => Some(*short_cut),
+        _ => None,
+    });
+    assert_eq!(granted.await, expected);
+
+    // A pod that calls its own service.
+    assert_eq!(b.ask("10.96.0.1:80", true, "self").unwrap(), "10.44.2.2 self");
+
+    // A waypoint in front: the short-cut would go round it.
+    let waypoint = w::GatewayAddress {
+        destination: Some(w::gateway_address::Destination::Hostname(w::NamespacedHostname {
+            namespace: "shop".to_owned(),
+            hostname: "waypoint.shop.svc.cluster.local".to_owned(),
+        })),
+        hbone_mtls_port: 15008,
+    };
+    control.service(w::Service { waypoint: Some(waypoint), ..payments_service() });
+    let revoked = proxy.told(|message| match message {
+        ProxyMessage::Revoke(short_cut) => Some(*short_cut),
+        _ => None,
+    });
+    assert_eq!(revoked.await, expected);
+    // No waypoint is there: refused, not passed by.
+    assert!(is_cut(a.connect("10.96.0.1:80", true).and_then(|mut stream| stream.read(&mut [0; 9]))));
+}

@@ -1,0 +1,112 @@
+//! Access logs, tracing and statistics as configured.
+use serde::Serialize;
+
+/// One access log.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct AccessLog {
+    pub sink: AccessLogSink,
+    pub filter: Option<AccessLogFilter>,
+}
+
+/// Where lines go.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub enum AccessLogSink {
+    File {
+        path: String,
+        format: AccessLogFormat,
+    },
+    /// Known by name, not served.
+    Other {
+        name: String,
+        type_url: String,
+    },
+}
+
+/// What lines say. Texts carry Envoy's command operators.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub enum AccessLogFormat {
+    /// Envoy's default line.
+    Default,
+    Text(String),
+    Json {
+        fields: serde_json::Value,
+        omit_empty: bool,
+    },
+}
+
+/// Which requests are logged.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub enum AccessLogFilter {
+    StatusAtLeast(u32),
+    StatusAtMost(u32),
+    StatusEqual(u32),
+    /// One of these response flags (`NR`, `UF`, ...); empty: any flag at all.
+    ResponseFlags(Vec<String>),
+    DurationAtLeastMs(u32),
+    NotHealthCheck,
+    And(Vec<AccessLogFilter>),
+    Or(Vec<AccessLogFilter>),
+    /// A CEL text; not evaluated, everything is logged.
+    Cel(String),
+    /// Known by name, not evaluated: everything is logged.
+    Unsupported(String),
+}
+
+/// `stats.PluginConfig`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct StatsFilter {
+    /// An unknown destination service stays unknown instead of taking the host header's name.
+    pub disable_host_header_fallback: bool,
+    /// In this order; later ones win.
+    pub metrics: Vec<MetricOverride>,
+}
+
+/// Changes to one metric, or to all.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct MetricOverride {
+    /// Without the `istio_` prefix (`requests_total`); empty: every metric.
+    pub name: String,
+    /// label -> CEL text.
+    pub dimensions: std::collections::BTreeMap<String, String>,
+    /// Labels to leave out.
+    pub tags_to_remove: Vec<String>,
+    /// Do not report it at all.
+    pub drop: bool,
+}
+
+/// Tracing of an HTTP chain.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct Tracing {
+    /// Percent.
+    pub client_sampling: f64,
+    pub random_sampling: f64,
+    pub overall_sampling: f64,
+    /// Type URL of the provider's configuration, if there is one.
+    pub provider: Option<String>,
+    /// Cluster of an OpenTelemetry gRPC exporter.
+    pub cluster: Option<String>,
+    pub service_name: Option<String>,
+    /// tag -> literal or format text.
+    pub tags: Vec<(String, TagValue)>,
+    pub max_path_tag_length: Option<u32>,
+}
+
+/// Value of a custom tag.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub enum TagValue {
+    Literal(String),
+    RequestHeader {
+        name: String,
+        default: String,
+    },
+    Environment {
+        name: String,
+        default: String,
+    },
+    Format(String),
+    /// `namespace` and path of request metadata.
+    Metadata {
+        namespace: String,
+        path: Vec<String>,
+    },
+}

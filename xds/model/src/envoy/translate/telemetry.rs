@@ -1,0 +1,224 @@
+//! Access logs, tracing and statistics. Nothing here can be refused: what is not served is noticed.
+use std::mem::take;
+
+use xds_proto::envoy::envoy::config::accesslog::v3 as wire;
+use xds_proto::envoy::envoy::config::core::v3 as core;
+use xds_proto::envoy::envoy::config::trace::v3 as trace;
+use xds_proto::envoy::envoy::extensions::access_loggers::file::v3 as file;
+use xds_proto::envoy::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use xds_proto::envoy::envoy::r#type::tracing::v3 as tag;
+
+use super::common::{format_text, inline_text, json, type_name, u32_of, unpack};
+use super::report::{Refusable, Refusal, Report};
+use crate::envoy::telemetry::{
+    AccessLog, AccessLogFilter, AccessLogFormat, AccessLogSink, MetricOverride, StatsFilter, TagValue, Tracing,
+};
+
+/// Access logs of one place.
+pub(super) fn access_logs(list: Vec<wire::AccessLog>, report: &mut Report) -> Vec<AccessLog> {
+    list.into_iter()
+        .filter_map(|message| {
+            let name = message.name.clone();
+            access_log(message, report)
+                .map_err(|Refusal(reason)| report.ignored(format!("access_log {name}"), reason))
+                .ok()
+        })
+        .collect()
+}
+
+fn access_log(message: wire::AccessLog, report: &mut Report) -> Refusable<AccessLog> {
+    let wire::AccessLog { name, filter, config_type } = message;
+    let Some(wire::access_log::ConfigType::TypedConfig(any)) = config_type else {
+        return Err(Refusal::new("typed_config", "missing"));
+    };
+    let sink = match type_name(&any.type_url) {
+        "envoy.extensions.access_loggers.file.v3.FileAccessLog" => {
+            let file::FileAccessLog { path, access_log_format } = unpack(&any)?;
+            AccessLogSink::File { path, format: format(access_log_format, report)? }
+        }
+        other => {
+            report.ignored(format!("access_log {name}"), format!("{other} is not served"));
+            AccessLogSink::Other { name, type_url: any.type_url.clone() }
+        }
+    };
+    Ok(AccessLog { sink, filter: filter.map(|filter| log_filter(filter, report)) })
+}
+
+fn format(message: Option<file::file_access_log::AccessLogFormat>, report: &mut Report) -> Refusable<AccessLogFormat> {
+    use core::substitution_format_string::Format;
+    use file::file_access_log::AccessLogFormat as Wire;
+    let json_format = |fields, omit_empty| AccessLogFormat::Json { fields: json(fields), omit_empty };
+    Ok(match message {
+        None => AccessLogFormat::Default,
+        Some(Wire::Format(text)) => AccessLogFormat::Text(text),
+        Some(Wire::JsonFormat(fields) | Wire::TypedJsonFormat(fields)) => json_format(fields, false),
+        Some(Wire::LogFormat(mut format)) => {
+            // Extra operators (CEL and the like); unknown operators print as "-".
+            for formatter in take(&mut format.formatters) {
+                report.ignored(format!("access_log.formatters {}", formatter.name), "its operators print \"-\"");
+            }
+            let omit = take(&mut format.omit_empty_values);
+            let chosen = format.format.take();
+            report.ignore_rest("access_log.log_format", &format);
+            match chosen {
+                Some(Format::TextFormat(text)) => AccessLogFormat::Text(text),
+                Some(Format::TextFormatSource(source)) => AccessLogFormat::Text(inline_text(source)?),
+                Some(Format::JsonFormat(fields)) => json_format(fields, omit),
+                None => AccessLogFormat::Default,
+            }
+        }
+    })
+}
+
+fn log_filter(message: wire::AccessLogFilter, report: &mut Report) -> AccessLogFilter {
+    use wire::access_log_filter::FilterSpecifier;
+    use wire::comparison_filter::Op;
+    let all = |list: Vec<wire::AccessLogFilter>, report: &mut Report| {
+        list.into_iter().map(|one| log_filter(one, report)).collect()
+    };
+    let compare = |comparison: Option<wire::ComparisonFilter>| {
+        let comparison = comparison.unwrap_or_default();
+        (Op::try_from(comparison.op).unwrap_or(Op::Eq), comparison.value.map_or(0, |value| value.default_value))
+    };
+    let unsupported = |what: &str, report: &mut Report| {
+        report.ignored(format!("access_log.filter {what}"), "not evaluated; everything is logged");
+        AccessLogFilter::Unsupported(what.to_owned())
+    };
+    match message.filter_specifier {
+        Some(FilterSpecifier::StatusCodeFilter(filter)) => match compare(filter.comparison) {
+            (Op::Ge, value) => AccessLogFilter::StatusAtLeast(value),
+            (Op::Le, value) => AccessLogFilter::StatusAtMost(value),
+            (Op::Eq, value) => AccessLogFilter::StatusEqual(value),
+            (Op::Ne, _) => unsupported("status_code_filter NE", report),
+        },
+        Some(FilterSpecifier::DurationFilter(filter)) => match compare(filter.comparison) {
+            (Op::Ge, value) => AccessLogFilter::DurationAtLeastMs(value),
+            _ => unsupported("duration_filter other than GE", report),
+        },
+        Some(FilterSpecifier::ResponseFlagFilter(filter)) => AccessLogFilter::ResponseFlags(filter.flags),
+        Some(FilterSpecifier::NotHealthCheckFilter(_)) => AccessLogFilter::NotHealthCheck,
+        Some(FilterSpecifier::AndFilter(filter)) => AccessLogFilter::And(all(filter.filters, report)),
+        Some(FilterSpecifier::OrFilter(filter)) => AccessLogFilter::Or(all(filter.filters, report)),
+        Some(FilterSpecifier::ExtensionFilter(filter)) => unsupported(&filter.name, report),
+        Some(FilterSpecifier::TraceableFilter(_)) => unsupported("traceable_filter", report),
+        Some(FilterSpecifier::RuntimeFilter(_)) => unsupported("runtime_filter", report),
+        Some(FilterSpecifier::HeaderFilter(_)) => unsupported("header_filter", report),
+        Some(FilterSpecifier::GrpcStatusFilter(_)) => unsupported("grpc_status_filter", report),
+        Some(FilterSpecifier::MetadataFilter(_)) => unsupported("metadata_filter", report),
+        Some(FilterSpecifier::LogTypeFilter(_)) => unsupported("log_type_filter", report),
+        None => unsupported("without a specifier", report),
+    }
+}
+
+/// Tracing of an HTTP chain.
+pub(super) fn tracing(mut message: hcm::http_connection_manager::Tracing, report: &mut Report) -> Tracing {
+    let mut out = Tracing {
+        client_sampling: message.client_sampling.take().map_or(100.0, |percent| percent.value),
+        random_sampling: message.random_sampling.take().map_or(100.0, |percent| percent.value),
+        overall_sampling: message.overall_sampling.take().map_or(100.0, |percent| percent.value),
+        max_path_tag_length: u32_of(message.max_path_tag_length.take()),
+        tags: take(&mut message.custom_tags).into_iter().filter_map(custom_tag).collect(),
+        ..Tracing::default()
+    };
+    if let Some(provider) = message.provider.take()
+        && let Some(trace::tracing::http::ConfigType::TypedConfig(any)) = provider.config_type
+    {
+        out.provider = Some(any.type_url.clone());
+        if type_name(&any.type_url) == "envoy.config.trace.v3.OpenTelemetryConfig" {
+            open_telemetry(&any, &mut out, report);
+        } else {
+            report.ignored(format!("tracing.provider {}", provider.name), "not served; no spans are sent");
+        }
+    }
+    report.ignore_rest("tracing", &message);
+    out
+}
+
+fn open_telemetry(any: &xds_proto::envoy::google::protobuf::Any, out: &mut Tracing, report: &mut Report) {
+    match unpack::<trace::OpenTelemetryConfig>(any) {
+        Ok(mut config) => {
+            use core::grpc_service::TargetSpecifier;
+            if let Some(TargetSpecifier::EnvoyGrpc(target)) =
+                config.grpc_service.take().and_then(|service| service.target_specifier)
+            {
+                out.cluster = Some(target.cluster_name);
+            }
+            out.service_name = Some(take(&mut config.service_name)).filter(|name| !name.is_empty());
+            report.ignore_rest("tracing.provider", &config);
+        }
+        Err(Refusal(reason)) => report.ignored("tracing.provider", reason),
+    }
+}
+
+fn custom_tag(message: tag::CustomTag) -> Option<(String, TagValue)> {
+    use tag::custom_tag::Type;
+    use xds_proto::envoy::envoy::r#type::metadata::v3::metadata_key::path_segment::Segment;
+    let value = match message.r#type? {
+        Type::Literal(literal) => TagValue::Literal(literal.value),
+        Type::Environment(env) => TagValue::Environment { name: env.name, default: env.default_value },
+        Type::RequestHeader(header) => {
+            TagValue::RequestHeader { name: header.name.to_ascii_lowercase(), default: header.default_value }
+        }
+        Type::Metadata(metadata) => {
+            let key = metadata.metadata_key?;
+            let path = key.path.into_iter().filter_map(|segment| match segment.segment? {
+                Segment::Key(key) => Some(key),
+                Segment::Index(index) => Some(index.to_string()),
+            });
+            TagValue::Metadata { namespace: key.key, path: path.collect() }
+        }
+        Type::Value(format) => TagValue::Format(format),
+    };
+    Some((message.tag, value))
+}
+
+/// A format string that must be a text.
+pub(super) fn text(message: Option<core::SubstitutionFormatString>) -> Refusable<String> {
+    format_text(message.ok_or_else(|| Refusal::new("format_string", "missing"))?)
+}
+
+/// `stats.PluginConfig` of istio.api, which `envoy-types` leaves out.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct PluginConfig {
+    #[prost(bool, tag = "6")]
+    disable_host_header_fallback: bool,
+    #[prost(message, optional, tag = "7")]
+    tcp_reporting_duration: Option<xds_proto::envoy::google::protobuf::Duration>,
+    #[prost(message, repeated, tag = "8")]
+    metrics: Vec<MetricConfig>,
+    /// 1: SERVER_GATEWAY; a waypoint always is one.
+    #[prost(int32, tag = "10")]
+    reporter: i32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct MetricConfig {
+    #[prost(btree_map = "string, string", tag = "1")]
+    dimensions: std::collections::BTreeMap<String, String>,
+    #[prost(string, tag = "2")]
+    name: String,
+    #[prost(string, repeated, tag = "3")]
+    tags_to_remove: Vec<String>,
+    #[prost(string, tag = "4")]
+    r#match: String,
+    #[prost(bool, tag = "5")]
+    drop: bool,
+}
+
+/// Reads the statistics filter.
+pub(super) fn stats(message: PluginConfig, report: &mut Report) -> StatsFilter {
+    let PluginConfig { disable_host_header_fallback, tcp_reporting_duration, metrics, reporter: _ } = message;
+    if tcp_reporting_duration.is_some() {
+        report.ignored("stats.tcp_reporting_duration", "TCP metrics are reported at open and close");
+    }
+    let metrics = metrics
+        .into_iter()
+        .map(|MetricConfig { dimensions, name, tags_to_remove, r#match, drop }| {
+            if !r#match.is_empty() {
+                report.ignored(format!("stats.metrics {name}.match"), "applies to all requests");
+            }
+            MetricOverride { name, dimensions, tags_to_remove, drop }
+        })
+        .collect();
+    StatsFilter { disable_host_header_fallback, metrics }
+}

@@ -1,0 +1,98 @@
+//! Delta ADS server over named resource sets: each stream gets what changed since what it holds, nothing
+//! else. Where the resources come from, and who may see them, is the [`Source`]'s business.
+
+mod clients;
+mod session;
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+
+pub use clients::{ClientStatus, Clients, TypeStatus};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status, Streaming};
+pub use xds_proto::envoy::envoy::config::core::v3::Node;
+use xds_proto::envoy::envoy::service::discovery::v3::aggregated_discovery_service_server::{
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+};
+use xds_proto::envoy::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+};
+use xds_proto::envoy::google::protobuf::Any;
+
+/// One resource and the version it is sent with (a hash of its content, by [`Resource::new`]).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Resource {
+    pub version: String,
+    pub body: Any,
+}
+
+impl Resource {
+    /// Versioned by content, so that an equal resource is never sent twice.
+    pub fn new(body: Any) -> Self {
+        Self { version: format!("{:016x}", xxhash_rust::xxh3::xxh3_64(&body.value)), body }
+    }
+}
+
+/// Resources of one type, by name.
+pub type Resources = Arc<BTreeMap<String, Resource>>;
+
+/// What is served, and to whom.
+pub trait Source: Send + Sync + 'static {
+    /// Changes whenever any resource may have changed.
+    fn generation(&self) -> watch::Receiver<u64>;
+
+    /// Whether the caller may open a stream as this node.
+    ///
+    /// # Errors
+    /// `Unauthenticated` or `PermissionDenied`, sent to the client as they are.
+    fn authenticate(&self, metadata: &MetadataMap, node: &Node) -> Result<(), Status>;
+
+    /// What a node sees of a type; `None` if it is not served to it.
+    fn resources(&self, node: &Node, type_url: &str) -> Option<Resources>;
+}
+
+/// The service to add to a tonic server, and the view of its clients for status pages.
+pub fn service<S: Source>(source: Arc<S>) -> (AggregatedDiscoveryServiceServer<Ads<S>>, Clients) {
+    let clients = Clients::default();
+    let server = AggregatedDiscoveryServiceServer::new(Ads { source, clients: clients.clone() });
+    (server.max_decoding_message_size(64 * 1024 * 1024), clients)
+}
+
+/// The aggregated discovery service; delta only, as istiod's clients of this project use.
+pub struct Ads<S> {
+    source: Arc<S>,
+    clients: Clients,
+}
+
+type ResponseStream<T> = Pin<Box<dyn tokio_stream::Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl<S: Source> AggregatedDiscoveryService for Ads<S> {
+    type StreamAggregatedResourcesStream = ResponseStream<DiscoveryResponse>;
+    type DeltaAggregatedResourcesStream = ResponseStream<DeltaDiscoveryResponse>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        _request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        Err(Status::unimplemented("state-of-the-world xDS is not served, use DeltaAggregatedResources"))
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let peer = request.remote_addr().map_or_else(|| "unknown".to_owned(), |addr| addr.to_string());
+        let metadata = request.metadata().clone();
+        let (responses, outgoing) = mpsc::channel(16);
+        let session = session::Session::new(self.source.clone(), self.clients.clone(), metadata, peer);
+        tokio::spawn(session.run(request.into_inner(), responses));
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,191 @@
+//! One client's stream: what it asked for, what it was sent, what it must be sent now.
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tonic::metadata::MetadataMap;
+use tonic::{Status, Streaming};
+use xds_proto::envoy::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as WireResource,
+};
+
+use crate::clients::ClientHandle;
+use crate::{Clients, Node, Source};
+
+/// What the client asked for of a type.
+#[derive(Debug, Default)]
+struct Subscription {
+    wildcard: bool,
+    names: BTreeSet<String>,
+    /// name -> version the client holds, as far as we know.
+    sent: BTreeMap<String, String>,
+    /// Nothing has been sent yet: the first answer goes out even if empty, since readiness waits for it.
+    answered: bool,
+}
+
+pub(crate) struct Session<S> {
+    source: Arc<S>,
+    clients: Clients,
+    metadata: MetadataMap,
+    peer: String,
+    node: Option<(Node, ClientHandle)>,
+    /// In the order the client asked, which is the order pushes go out.
+    subscriptions: Vec<(String, Subscription)>,
+    nonce: u64,
+}
+
+type Responses = mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>;
+
+impl<S: Source> Session<S> {
+    pub(crate) fn new(source: Arc<S>, clients: Clients, metadata: MetadataMap, peer: String) -> Self {
+        Self { source, clients, metadata, peer, node: None, subscriptions: Vec::new(), nonce: 0 }
+    }
+
+    pub(crate) async fn run(mut self, mut requests: Streaming<DeltaDiscoveryRequest>, responses: Responses) {
+        let mut generation = self.source.generation();
+        loop {
+            let outcome = tokio::select! {
+                request = requests.message() => match request {
+                    Ok(Some(request)) => self.on_request(request),
+                    Ok(None) => return,
+                    Err(status) => {
+                        tracing::debug!(peer = self.peer, %status, "xDS client gone");
+                        return;
+                    }
+                },
+                changed = generation.changed() => match changed {
+                    Ok(()) => {
+                        generation.mark_unchanged();
+                        Ok(self.push_all())
+                    }
+                    Err(_) => return,
+                },
+            };
+            match outcome {
+                Ok(pushes) => {
+                    for push in pushes {
+                        if responses.send(Ok(push)).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+                Err(status) => {
+                    tracing::warn!(peer = self.peer, %status, "xDS client refused");
+                    // The client may be gone already: then there is nobody to tell.
+                    let _gone = responses.send(Err(status)).await;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn on_request(&mut self, request: DeltaDiscoveryRequest) -> Result<Vec<DeltaDiscoveryResponse>, Status> {
+        if self.node.is_none() {
+            let node = request.node.clone().ok_or_else(|| Status::invalid_argument("the first request has no node"))?;
+            self.source.authenticate(&self.metadata, &node)?;
+            tracing::info!(node = node.id, peer = self.peer, "xDS client connected");
+            let handle = self.clients.add(node.id.clone(), self.peer.clone());
+            self.node = Some((node, handle));
+        }
+        if !request.response_nonce.is_empty() {
+            self.on_answer(&request);
+        }
+        let type_url = request.type_url.clone();
+        let changed = self.subscribe(request);
+        Ok(if changed { self.push(&type_url).into_iter().collect() } else { Vec::new() })
+    }
+
+    fn on_answer(&self, request: &DeltaDiscoveryRequest) {
+        let Some((node, handle)) = &self.node else { return };
+        match &request.error_detail {
+            Some(detail) => {
+                tracing::warn!(node = node.id, type_url = request.type_url, error = detail.message, "NACK");
+                handle.update(&request.type_url, |status| {
+                    status.nacked += 1;
+                    status.error = Some(detail.message.clone());
+                });
+            }
+            None => handle.update(&request.type_url, |status| {
+                status.acked += 1;
+                status.error = None;
+            }),
+        }
+    }
+
+    /// Takes over the request's names; true if something may have to be sent.
+    fn subscribe(&mut self, request: DeltaDiscoveryRequest) -> bool {
+        let first = !self.subscriptions.iter().any(|(url, _)| *url == request.type_url);
+        if first {
+            self.subscriptions.push((request.type_url.clone(), Subscription::default()));
+        }
+        let Some((_, subscription)) = self.subscriptions.iter_mut().find(|(url, _)| *url == request.type_url) else {
+            return false;
+        };
+        if first {
+            // An empty first subscription is the wildcard (xDS protocol, "legacy wildcard").
+            subscription.wildcard = request.resource_names_subscribe.is_empty();
+            subscription.sent = request.initial_resource_versions.into_iter().collect();
+        }
+        let changed = first || !request.resource_names_subscribe.is_empty();
+        for name in request.resource_names_subscribe {
+            if name == "*" {
+                subscription.wildcard = true;
+            } else {
+                subscription.names.insert(name);
+            }
+        }
+        for name in request.resource_names_unsubscribe {
+            if name == "*" {
+                subscription.wildcard = false;
+            } else {
+                subscription.names.remove(&name);
+                subscription.sent.remove(&name);
+            }
+        }
+        changed
+    }
+
+    fn push_all(&mut self) -> Vec<DeltaDiscoveryResponse> {
+        let urls: Vec<String> = self.subscriptions.iter().map(|(url, _)| url.clone()).collect();
+        urls.iter().filter_map(|url| self.push(url)).collect()
+    }
+
+    /// The difference between what the client holds and what it should see.
+    fn push(&mut self, type_url: &str) -> Option<DeltaDiscoveryResponse> {
+        let (node, handle) = self.node.as_ref()?;
+        let (_, subscription) = self.subscriptions.iter_mut().find(|(url, _)| url == type_url)?;
+        let resources = self.source.resources(node, type_url).unwrap_or_default();
+        let visible = |name: &String| subscription.wildcard || subscription.names.contains(name);
+        let changed: Vec<WireResource> = resources
+            .iter()
+            .filter(|(name, resource)| visible(name) && subscription.sent.get(*name) != Some(&resource.version))
+            .map(|(name, resource)| WireResource {
+                name: name.clone(),
+                version: resource.version.clone(),
+                resource: Some(resource.body.clone()),
+                ..Default::default()
+            })
+            .collect();
+        let removed: Vec<String> =
+            subscription.sent.keys().filter(|name| !resources.contains_key(*name)).cloned().collect();
+        if changed.is_empty() && removed.is_empty() && subscription.answered {
+            return None;
+        }
+        subscription.answered = true;
+        for resource in &changed {
+            subscription.sent.insert(resource.name.clone(), resource.version.clone());
+        }
+        for name in &removed {
+            subscription.sent.remove(name);
+        }
+        self.nonce += 1;
+        handle.update(type_url, |status| status.sent += 1);
+        Some(DeltaDiscoveryResponse {
+            type_url: type_url.to_owned(),
+            nonce: self.nonce.to_string(),
+            resources: changed,
+            removed_resources: removed,
+            ..Default::default()
+        })
+    }
+}
