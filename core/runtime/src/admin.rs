@@ -57,14 +57,7 @@ struct Stream {
 impl Admin {
     /// The paths every process has, and nothing else yet.
     pub fn new(component: &'static str, readiness: Readiness, registry: Registry) -> Self {
-        Self {
-            component,
-            readiness,
-            registry,
-            json: BTreeMap::new(),
-            post: BTreeMap::new(),
-            streams: BTreeMap::new(),
-        }
+        Self { component, readiness, registry, json: BTreeMap::new(), post: BTreeMap::new(), streams: BTreeMap::new() }
     }
 
     /// `GET path` answers the JSON the handler returns.

@@ -1,6 +1,7 @@
 //! `strata-engine`: the waypoint's engine alone, one worker behind plain TCP, for the HTTP benchmark. What it serves
 //! takes the product's whole way: YAML -> xDS resources -> snapshot.
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -35,7 +36,7 @@ fn main() -> Result<()> {
 }
 
 fn snapshot() -> Result<Snapshot> {
-    let (objects, faults) = compat_objects::read_str(OBJECTS, "engine.yaml");
+    let (objects, faults) = compat_objects::read_str(OBJECTS, Path::new("engine.yaml"));
     ensure!(faults.is_empty(), "{faults:?}");
     let output = translate(&objects, &MeshOptions::default());
     let waypoint = output.waypoints.get("bench/waypoint").context("no waypoint came of engine.yaml")?;

@@ -53,7 +53,10 @@ pub(crate) fn upstreams(folder: &Path) -> Result<Peer> {
         .iter()
         .enumerate()
         .map(|(i, address)| {
-            format!("server {{ listen {address}; location / {{ add_header x-version v{}; return 200 '{body}'; }} }}\n", i + 1)
+            format!(
+                "server {{ listen {address}; location / {{ add_header x-version v{}; return 200 '{body}'; }} }}\n",
+                i + 1
+            )
         })
         .collect();
     nginx(folder, "upstream", UPSTREAM_PORT, &servers)
@@ -117,9 +120,7 @@ pub(crate) fn envoy(folder: &Path, port: u16) -> Result<Peer> {
 }
 
 fn envoy_config(port: u16) -> String {
-    let address = |ip: &str, port: u16| {
-        format!(r#"{{"socket_address": {{"address": "{ip}", "port_value": {port}}}}}"#)
-    };
+    let address = |ip: &str, port: u16| format!(r#"{{"socket_address": {{"address": "{ip}", "port_value": {port}}}}}"#);
     let cluster = |name: &str, ip: &str| {
         format!(
             r#"{{"name": "{name}", "type": "STATIC", "load_assignment": {{"cluster_name": "{name}", "endpoints": [{{"lb_endpoints": [{{"endpoint": {{"address": {}}}}}]}}]}}}}"#,

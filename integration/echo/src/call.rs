@@ -3,7 +3,7 @@ mod summary;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -13,6 +13,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
@@ -36,10 +37,10 @@ pub(crate) struct Args {
     /// Body to send
     #[arg(long, default_value = "")]
     data: String,
-    /// How many requests; 0: until --duration is over
-    #[arg(long, default_value_t = 1)]
-    count: u64,
-    /// Stop after this time, for example 5s
+    /// How many requests; default: 1, or with --duration as many as fit; 0: until stopped
+    #[arg(long)]
+    count: Option<u64>,
+    /// Stop after this time, for example 5s; SIGTERM stops too
     #[arg(long, value_parser = time)]
     duration: Option<Duration>,
     /// Requests a second, all workers together; 0: as fast as they are answered
@@ -79,6 +80,7 @@ struct Work {
     host: String,
     started: Instant,
     next: AtomicU64,
+    stopped: AtomicBool,
     summary: Mutex<Summary>,
 }
 
@@ -99,10 +101,16 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         host,
         started: Instant::now(),
         next: AtomicU64::new(0),
+        stopped: AtomicBool::new(false),
         summary: Mutex::new(Summary::new(args.samples)),
         args,
     });
     let workers: Vec<_> = (0..work.args.concurrency.max(1)).map(|_| tokio::spawn(worker(work.clone()))).collect();
+    let (mut terminated, stopping) = (signal(SignalKind::terminate())?, work.clone());
+    tokio::spawn(async move {
+        terminated.recv().await;
+        stopping.stopped.store(true, Ordering::Relaxed);
+    });
     for worker in workers {
         worker.await?;
     }
@@ -117,7 +125,13 @@ async fn worker(work: Arc<Work>) {
     loop {
         let number = work.next.fetch_add(1, Ordering::Relaxed);
         let args = &work.args;
-        if args.count > 0 && number >= args.count {
+        let limit = match args.count {
+            Some(0) => u64::MAX,
+            Some(count) => count,
+            None if args.duration.is_some() => u64::MAX,
+            None => 1,
+        };
+        if number >= limit || work.stopped.load(Ordering::Relaxed) {
             return;
         }
         if args.rate > 0.0 {

@@ -174,7 +174,10 @@ mod tests {
             let header = jsonwebtoken::decode_header(&text).unwrap();
             let key = DecodingKey::from_jwk(set.find(header.kid.as_deref().unwrap()).unwrap()).unwrap();
             let claims = jsonwebtoken::decode::<Value>(&text, &key, &Validation::new(header.alg)).unwrap().claims;
-            assert_eq!((&claims["sub"], &claims["group"], &claims["level"]), (&json!("bob"), &json!("testers"), &json!(3)));
+            assert_eq!(
+                (&claims["sub"], &claims["group"], &claims["level"]),
+                (&json!("bob"), &json!("testers"), &json!(3))
+            );
         }
         fs::remove_dir_all(folder).unwrap();
     }

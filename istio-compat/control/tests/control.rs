@@ -447,3 +447,32 @@ async fn keys_are_fetched_and_a_silent_issuer_is_named() {
     .expect("a fault");
     lab.control.stop().await;
 }
+
+#[tokio::test]
+async fn a_node_is_the_waypoint_only_where_the_gateway_asks_for_it() {
+    let lab = Lab::start().await;
+    let token = lab.token("node/node-a");
+    let identity = "spiffe://cluster.local/ns/shop/sa/waypoint";
+    let refused = certificate(lab.plain().await, &token, Some(identity)).await.expect_err("not placed there yet");
+    assert_eq!(refused.code(), Code::Unauthenticated);
+
+    let placed = SHOP.replace(
+        "metadata: {name: waypoint, namespace: shop}\nspec: {gatewayClassName",
+        "metadata: {name: waypoint, namespace: shop, annotations: {strata.io/placement: node}}\nspec: {gatewayClassName",
+    );
+    assert_ne!(placed, SHOP);
+    lab.write("shop.yaml", &placed);
+    let chain = tokio::time::timeout(PATIENCE, async {
+        loop {
+            match certificate(lab.plain().await, &token, Some(identity)).await {
+                Ok(chain) => return chain,
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    });
+    assert_eq!(identity_of(&chain.await.expect("a certificate")[0]), identity);
+    let node = waypoint("shop", "waypoint");
+    let stream = Stream::open(lab.plain().await, Some(&token), node, type_url::LISTENER).await.unwrap();
+    assert!(stream.held.contains_key("main_internal"));
+    lab.control.stop().await;
+}

@@ -6,6 +6,7 @@
 mod mesh;
 mod node;
 mod pb;
+mod unsupported;
 mod waypoint;
 mod wire;
 
@@ -140,6 +141,7 @@ pub fn translate(objects: &ObjectSet, options: &MeshOptions) -> MeshOutput {
     let mut output = MeshOutput::default();
     node::build(&mesh, &mut output, &mut faults);
     waypoint::build(&mesh, &mut output, &mut faults);
+    unsupported::build(&mesh, &mut faults);
     output.faults = faults.0;
     output
 }

@@ -87,3 +87,14 @@ pub(crate) fn host_covers(pattern: &str, hostname: &str) -> bool {
 pub(crate) fn selects(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
     selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
+
+/// Whether an object of namespace `own` with this `exportTo` is seen in `viewer`.
+pub(crate) fn exported(export_to: &[String], own: &str, viewer: &str) -> bool {
+    export_to.is_empty()
+        || export_to.iter().any(|to| match to.as_str() {
+            "*" => true,
+            "." => own == viewer,
+            "~" => false,
+            namespace => namespace == viewer,
+        })
+}

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use nix::cmsg_space;
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, accept4,
-    bind, connect, listen, recvmsg, sendmsg, socket,
+    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind,
+    connect, listen, recvmsg, sendmsg, socket,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -156,9 +156,7 @@ impl<Out: Serialize, In: DeserializeOwned> Connection<Out, In> {
         }
         match serde_json::from_slice(&text) {
             Ok(message) => Ok((message, descriptors)),
-            Err(source) => {
-                Err(HandoffError::Malformed { source, text: String::from_utf8_lossy(&text).into_owned() })
-            }
+            Err(source) => Err(HandoffError::Malformed { source, text: String::from_utf8_lossy(&text).into_owned() }),
         }
     }
 }
@@ -189,8 +187,7 @@ fn receive(fd: RawFd) -> std::io::Result<(Vec<u8>, Vec<OwnedFd>, bool)> {
             descriptors.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
         }
     }
-    let (bytes, whole) =
-        (message.bytes, !message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC));
+    let (bytes, whole) = (message.bytes, !message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC));
     text.truncate(bytes);
     Ok((text, descriptors, whole))
 }

@@ -47,9 +47,7 @@ impl Connection {
             Some(sender) => limit.min(sender.current_max_send_streams()),
             None => return None,
         };
-        self.streams
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |now| (now < limit).then_some(now + 1))
-            .ok()?;
+        self.streams.fetch_update(Ordering::AcqRel, Ordering::Acquire, |now| (now < limit).then_some(now + 1)).ok()?;
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last_used.store(now, Ordering::Relaxed);
         Some(StreamGuard::new(self.streams.clone()))

@@ -101,7 +101,8 @@ mod tests {
 
     #[test]
     fn baggage_leaves_out_what_is_unknown_or_unsafe() {
-        let baggage = Baggage { namespace: "shop", workload_type: "deployment", workload_name: "a,b=c", ..Default::default() };
+        let baggage =
+            Baggage { namespace: "shop", workload_type: "deployment", workload_name: "a,b=c", ..Default::default() };
         assert_eq!(baggage.value(), "k8s.namespace.name=shop");
     }
 }

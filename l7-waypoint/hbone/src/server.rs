@@ -29,10 +29,7 @@ const MAX_HEADER_LIST: u32 = 64 << 10;
 ///
 /// # Errors
 /// If the handshake fails or takes too long.
-pub async fn accept_tls<IO>(
-    io: IO,
-    certificate: &WorkloadCertificate,
-) -> Result<(TlsStream<IO>, SpiffeId), ServerError>
+pub async fn accept_tls<IO>(io: IO, certificate: &WorkloadCertificate) -> Result<(TlsStream<IO>, SpiffeId), ServerError>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {

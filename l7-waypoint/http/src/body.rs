@@ -5,7 +5,7 @@ mod request;
 mod response;
 
 pub(crate) use request::{RequestBody, Upload};
-pub(crate) use response::{OnEnd, ResponseBody, Stop};
+pub(crate) use response::{Deadline, OnEnd, ResponseBody, Stop};
 
 /// What hyper takes as a body's error.
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -34,16 +34,17 @@ pub(crate) fn judge(cors: &Cors, head: &Head, seed: u64) -> Verdict {
         (false, _) => Verdict::Pass,
         (true, true) => {
             let mut reply = Reply::new(200, "", Flags::default(), "cors_response");
-            reply.headers = allow(cors, origin);
-            add(&mut reply.headers, ACCESS_CONTROL_ALLOW_METHODS, &cors.policy.allow_methods);
-            add(&mut reply.headers, ACCESS_CONTROL_ALLOW_HEADERS, &cors.policy.allow_headers);
-            add(&mut reply.headers, ACCESS_CONTROL_MAX_AGE, &cors.policy.max_age);
+            let mut headers = allow(cors, origin);
+            add(&mut headers, ACCESS_CONTROL_ALLOW_METHODS, &cors.policy.allow_methods);
+            add(&mut headers, ACCESS_CONTROL_ALLOW_HEADERS, &cors.policy.allow_headers);
+            add(&mut headers, ACCESS_CONTROL_MAX_AGE, &cors.policy.max_age);
             let private =
                 head.headers.get("access-control-request-private-network").is_some_and(|value| value == "true");
             if private && cors.policy.allow_private_network_access {
                 let name = HeaderName::from_static("access-control-allow-private-network");
-                reply.headers.insert(name, HeaderValue::from_static("true"));
+                headers.insert(name, HeaderValue::from_static("true"));
             }
+            reply.headers = headers.into_iter().filter_map(|(name, value)| Some((name?, value))).collect();
             Verdict::Answer(reply)
         }
         (true, false) => {

@@ -1,15 +1,16 @@
 //! Getting a request answered by an upstream: host, connection, attempt, and again where the policy says so.
 
+mod failed;
+
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine as _;
-use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, UPGRADE};
+use http::header::{HOST, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
-use hyper::body::Incoming;
+use http_body_util::BodyExt;
+use hyper::body::{Body as _, Incoming};
 use hyper::ext::Protocol;
-use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use l7_resilience::{Kind, Outcome, Reset, RetryPolicy, Rng};
 use l7_route::ClusterRef;
@@ -21,20 +22,19 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 use xds_model::envoy::cluster::UpstreamVersion;
 
-use crate::body::{RequestBody, ResponseBody};
+use crate::body::{Deadline, RequestBody, Upload};
 use crate::engine::Worker;
 use crate::exchange::{Exchange, Lease, grpc_status};
 use crate::filters::view;
-use crate::head::Head;
 use crate::io::Rewind;
 use crate::pool::{ConnectError, HostPool};
 use crate::reply::{Reply, http_status_of};
-use crate::upgrade::{Switch, UpstreamSide};
+use crate::upgrade::{UpstreamSide, ask_http1};
 use crate::upstream::{Choice, Mode, Picked, Upstream};
+use failed::{Failed, overflow, timed_out};
 
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 const RATE_LIMITED: HeaderName = HeaderName::from_static("x-envoy-ratelimited");
-const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 
 /// What is to be done.
 pub(crate) struct Forwarding<'a> {
@@ -45,19 +45,10 @@ pub(crate) struct Forwarding<'a> {
     pub(crate) policy: Option<&'a RetryPolicy>,
     pub(crate) retry: Option<&'a Retry>,
     pub(crate) hash: Option<u64>,
-    pub(crate) until: Option<Instant>,
     pub(crate) seed: u64,
     pub(crate) include_attempts: bool,
     pub(crate) authority_from_endpoint: bool,
     pub(crate) claims: Option<&'a Arc<Value>>,
-}
-
-/// Why an attempt came to nothing.
-enum Failed {
-    NoHost,
-    ClientGone,
-    Reset { reset: Reset, transport: Option<String> },
-    Protocol(String),
 }
 
 /// The state of the attempts.
@@ -75,7 +66,11 @@ type Answered = (Response<Incoming>, Option<UpstreamSide>);
 
 impl Forwarding<'_> {
     /// Does it; an error is the answer to give.
-    pub(crate) async fn run(&self, exchange: &mut Exchange) -> Result<Answered, Reply> {
+    pub(crate) async fn run(
+        &self,
+        exchange: &mut Exchange,
+        deadline: Option<&mut Deadline>,
+    ) -> Result<Answered, Reply> {
         let engine = exchange.engine.clone();
         let known = !matches!(self.cluster.target, ClusterTarget::Unknown);
         let upstream = known.then(|| engine.upstream(self.worker, &self.cluster.name)).flatten();
@@ -90,15 +85,19 @@ impl Forwarding<'_> {
         exchange.held.request = Some(guard.ok_or_else(overflow)?);
         let (tried, rng) = (SmallVec::new(), Rng::new(self.seed));
         let mut attempts = Attempts { upstream, tried, priorities: 0, rng, current: None };
-        let outcome = match self.until {
+        let outcome = match deadline {
             None => self.attempts(exchange, &mut attempts).await,
-            Some(until) => match tokio::time::timeout_at(until, self.attempts(exchange, &mut attempts)).await {
-                Ok(outcome) => outcome,
-                Err(_) => {
+            Some(deadline) => {
+                let outcome = tokio::select! {
+                    biased;
+                    outcome = self.attempts(exchange, &mut attempts) => Some(outcome),
+                    () = deadline => None,
+                };
+                outcome.unwrap_or_else(|| {
                     attempts.report(exchange, Outcome::LocalFailure);
                     Err(timed_out("response_timeout"))
-                }
-            },
+                })
+            }
         };
         if let Some(upload) = &exchange.upload
             && exchange.mirrors.is_empty()
@@ -129,9 +128,11 @@ impl Forwarding<'_> {
                     return outcome.map_err(|failed| failed.reply(exchange));
                 }
             }
-            drop(outcome);
-            exchange.held.lease = None;
             exchange.held.active = None;
+            // What failed is closed.
+            if let (Ok((response, None)), Some(lease)) = (outcome, exchange.held.lease.take()) {
+                read_away(response, lease, exchange.upload.clone());
+            }
             let policy = self.policy.map(|policy| policy.backoff).unwrap_or_default();
             tokio::time::sleep(policy.wait(exchange.attempts, &mut attempts.rng)).await;
         }
@@ -180,7 +181,7 @@ impl Forwarding<'_> {
         exchange.held.retry = Some(guard.ok_or(Flags::UPSTREAM_OVERFLOW)?);
         if let Some(index) = attempts.current.take() {
             attempts.tried.push(index);
-            if policy.other_priorities.is_some_and(|every| every > 0 && exchange.attempts % every == 0) {
+            if policy.other_priorities.is_some_and(|every| every > 0 && exchange.attempts.is_multiple_of(every)) {
                 attempts.priorities |= balancer.priority_bit(index);
             }
         }
@@ -299,10 +300,14 @@ impl Forwarding<'_> {
         match lease {
             Lease::H1(_) => {
                 *request.uri_mut() = Uri::from(head.path.clone());
-                let host = HeaderValue::from_maybe_shared(bytes::Bytes::copy_from_slice(authority.as_str().as_bytes()));
-                request.headers_mut().insert(HOST, host.map_err(|_| Failed::Protocol("invalid authority".into()))?);
+                let host = match (&head.host, self.authority_from_endpoint) {
+                    (Some(host), false) => host.clone(),
+                    _ => HeaderValue::from_str(authority.as_str())
+                        .map_err(|error| Failed::Protocol(error.to_string()))?,
+                };
+                request.headers_mut().insert(HOST, host);
                 request.headers_mut().remove(http::header::TE);
-                upgrade_http1(head, &mut request);
+                ask_http1(head, &mut request);
             }
             Lease::H2(lease) => {
                 let uri = Uri::builder().scheme(head.scheme).authority(authority).path_and_query(head.path.clone());
@@ -375,129 +380,20 @@ impl Attempts {
     }
 }
 
-impl Failed {
-    fn of(error: &hyper::Error, unsent: bool) -> Self {
-        if error.is_parse() {
-            return Self::Protocol(error.to_string());
+/// Bytes of an answer nobody wants that are read so that its connection can be used again.
+const READ_AWAY: u64 = 64 * 1024;
+
+/// Keeps the connection of an answer that is retried, if that costs little.
+fn read_away(response: Response<Incoming>, lease: Lease, upload: Option<Rc<Upload>>) {
+    let Lease::H1(lease) = lease else { return };
+    let small = response.body().size_hint().upper().is_some_and(|most| most <= READ_AWAY);
+    if !small || upload.is_some_and(|upload| !upload.finished()) {
+        return;
+    }
+    tokio::task::spawn_local(async move {
+        let read = tokio::time::timeout(Duration::from_secs(1), response.into_body().collect()).await;
+        if matches!(read, Ok(Ok(_))) {
+            lease.give_back();
         }
-        let h2 = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
-        let reset = match h2.and_then(h2::Error::reason) {
-            Some(h2::Reason::REFUSED_STREAM) => Reset::Refused,
-            _ if unsent => Reset::BeforeRequest,
-            _ => Reset::Remote,
-        };
-        Self::Reset { reset, transport: None }
-    }
-
-    fn reply(self, exchange: &mut Exchange) -> Reply {
-        match self {
-            Self::NoHost => {
-                exchange.reasons.push("no healthy upstream".to_owned());
-                Reply::new(503, "no healthy upstream", Flags::NO_HEALTHY_UPSTREAM, "no_healthy_upstream")
-            }
-            Self::ClientGone => Reply::new(400, "", Flags::DOWNSTREAM_TERMINATION, "downstream_remote_disconnect"),
-            Self::Protocol(text) => {
-                exchange.failure = Some(text);
-                let reason = "protocol error";
-                reset_reply(
-                    502,
-                    reason,
-                    None,
-                    Flags::UPSTREAM_PROTOCOL_ERROR,
-                    "upstream_reset_before_response_started{protocol_error}",
-                )
-            }
-            Self::Reset { reset: Reset::Overflow, .. } => overflow(),
-            Self::Reset { reset: Reset::PerTryTimeout, .. } => timed_out("upstream_per_try_timeout"),
-            Self::Reset { reset: Reset::ConnectFailure, transport } => {
-                exchange.failure.clone_from(&transport);
-                let details = "upstream_reset_before_response_started{remote_connection_failure}";
-                reset_reply(503, "remote connection failure", transport, Flags::UPSTREAM_CONNECTION_FAILURE, details)
-            }
-            Self::Reset { reset: Reset::Refused, .. } => {
-                let details = "upstream_reset_before_response_started{remote_refused_stream_reset}";
-                reset_reply(503, "remote refused stream reset", None, Flags::UPSTREAM_RESET, details)
-            }
-            Self::Reset { reset: Reset::Remote | Reset::BeforeRequest, .. } => {
-                let details = "upstream_reset_before_response_started{connection_termination}";
-                reset_reply(503, "connection termination", None, Flags::UPSTREAM_TERMINATION, details)
-            }
-        }
-    }
-}
-
-fn reset_reply(status: u16, reason: &str, transport: Option<String>, flags: Flags, details: &'static str) -> Reply {
-    let transport = transport.map(|text| format!(", transport failure reason: {text}")).unwrap_or_default();
-    let body = format!("upstream connect error or disconnect/reset before headers. reset reason: {reason}{transport}");
-    Reply::new(status, body, flags, details)
-}
-
-fn overflow() -> Reply {
-    let reply = reset_reply(
-        503,
-        "overflow",
-        None,
-        Flags::UPSTREAM_OVERFLOW,
-        "upstream_reset_before_response_started{overflow}",
-    );
-    reply.header(OVERLOADED, HeaderValue::from_static("true"))
-}
-
-fn timed_out(details: &'static str) -> Reply {
-    Reply::new(504, "upstream request timeout", Flags::UPSTREAM_TIMEOUT, details)
-}
-
-fn upgrade_http1(head: &Head, request: &mut Request<RequestBody>) {
-    let Some(protocol) = &head.upgrade else { return };
-    *request.method_mut() = if head.method == Method::CONNECT { Method::GET } else { head.method.clone() };
-    let headers = request.headers_mut();
-    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    if let Ok(protocol) = HeaderValue::from_str(protocol) {
-        headers.insert(UPGRADE, protocol);
-    }
-    // A client on HTTP/2 has no key (RFC 8441, 5.1).
-    if protocol == "websocket" && !headers.contains_key("sec-websocket-key") {
-        let key = base64::engine::general_purpose::STANDARD.encode(uuid::Uuid::new_v4().as_bytes());
-        if let Ok(key) = HeaderValue::from_str(&key) {
-            headers.insert("sec-websocket-key", key);
-        }
-    }
-}
-
-/// Completes a protocol switch towards the client.
-pub(crate) fn switch(
-    mut exchange: Box<Exchange>,
-    response: Response<()>,
-    upstream: UpstreamSide,
-    on_upgrade: Option<OnUpgrade>,
-) -> Response<ResponseBody> {
-    let client = exchange.client.clone();
-    let protocol = exchange.head.as_ref().and_then(|head| head.upgrade.clone()).unwrap_or_default();
-    let (mut parts, ()) = response.into_parts();
-    let idle = Some(Duration::from_secs(3600));
-    let status = if client.http2 { StatusCode::OK } else { StatusCode::SWITCHING_PROTOCOLS };
-    exchange.status = status.as_u16();
-    (parts.status, parts.version) = (status, if client.http2 { Version::HTTP_2 } else { Version::HTTP_11 });
-    let done = Box::new(move |received, sent| exchange.switched(received, sent));
-    let switch = Switch { upstream, idle, done };
-    if let Some(on_upgrade) = on_upgrade {
-        parts.headers.remove("sec-websocket-accept");
-        tokio::task::spawn_local(async move {
-            match on_upgrade.await {
-                Ok(upgraded) => switch.run(TokioIo::new(upgraded)).await,
-                Err(error) => tracing::debug!(%error, "client gave up a protocol switch"),
-            }
-        });
-    } else {
-        switched_headers(&mut parts.headers, &protocol);
-        *client.switch.borrow_mut() = Some(switch);
-    }
-    Response::from_parts(parts, ResponseBody::full(bytes::Bytes::new(), None))
-}
-
-fn switched_headers(headers: &mut HeaderMap, protocol: &str) {
-    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    if let Ok(protocol) = HeaderValue::from_str(protocol) {
-        headers.insert(UPGRADE, protocol);
-    }
+    });
 }

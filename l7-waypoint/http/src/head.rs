@@ -24,6 +24,8 @@ pub(crate) struct Head {
     pub(crate) version: Version,
     pub(crate) path: PathAndQuery,
     pub(crate) authority: Authority,
+    /// `Host` as the client sent it, as long as that is the authority.
+    pub(crate) host: Option<HeaderValue>,
     pub(crate) scheme: &'static str,
     pub(crate) headers: HeaderMap,
     pub(crate) grpc: bool,
@@ -37,6 +39,7 @@ impl Head {
         let request::Parts { method, uri, version, mut headers, extensions, .. } = parts;
         check_http10(version, &headers, options)?;
         check_framing(&headers)?;
+        let host = headers.get(HOST).filter(|_| uri.authority().is_none() && !options.strip_port_from_host).cloned();
         let authority = authority(&uri, &mut headers, version, options)?;
         let upgrade = match extensions.get::<Protocol>() {
             Some(protocol) => Some(protocol.as_str().to_ascii_lowercase()),
@@ -60,7 +63,7 @@ impl Head {
         headers.remove(EXPECT);
         let scheme = if tls { "https" } else { "http" };
         let grpc = headers.get(CONTENT_TYPE).is_some_and(|value| is_grpc(value.as_bytes()));
-        Ok(Self { method, version, path, authority, scheme, headers, grpc, upgrade })
+        Ok(Self { method, version, path, authority, host, scheme, headers, grpc, upgrade })
     }
 }
 

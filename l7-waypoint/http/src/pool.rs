@@ -48,6 +48,8 @@ pub(crate) struct HostPool {
     retired: Cell<bool>,
     /// The workload behind the endpoint, and when it was looked up.
     peer: RefCell<Option<(Arc<Peer>, Instant)>>,
+    /// Connections there are, idle ones included.
+    open: Rc<Cell<u32>>,
 }
 
 /// How long a workload looked up is good for telemetry.
@@ -57,12 +59,14 @@ const PEER_AGE: Duration = Duration::from_secs(5);
 pub(crate) struct Slot {
     connection: Option<Guard>,
     freed: Freed,
+    open: Rc<Cell<u32>>,
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         // The count goes down before anybody is woken: who wakes on another thread must find the place free.
         self.connection = None;
+        self.open.set(self.open.get() - 1);
         self.freed.notify_one();
     }
 }
@@ -79,7 +83,8 @@ impl HostPool {
     ) -> Rc<Self> {
         let (idle, h2, retired, peer) =
             (RefCell::default(), h2::Connections::default(), Cell::new(false), RefCell::default());
-        Rc::new(Self { endpoint, cluster, key, connector, breakers, limits, freed, idle, h2, retired, peer })
+        let open = Rc::default();
+        Rc::new(Self { endpoint, cluster, key, connector, breakers, limits, freed, idle, h2, retired, peer, open })
     }
 
     /// The workload behind the endpoint as telemetry names it.
@@ -117,11 +122,21 @@ impl HostPool {
             if let Some(found) = reuse().await {
                 return Ok(Ok(found));
             }
-            if let Some(connection) = self.breakers.acquire(Kind::Connection, &self.limits) {
-                return Ok(Err(Slot { connection: Some(connection), freed: self.freed.clone() }));
+            if let Some(slot) = self.slot() {
+                return Ok(Err(slot));
             }
             freed.await;
         }
+    }
+
+    /// A place among the cluster's connections. The first one to a host is always allowed: otherwise idle connections to
+    /// other hosts could keep this one from ever being reached.
+    fn slot(&self) -> Option<Slot> {
+        let unlimited = Limits::default();
+        let limits = if self.open.get() == 0 { &unlimited } else { &self.limits };
+        let connection = Some(self.breakers.acquire(Kind::Connection, limits)?);
+        self.open.set(self.open.get() + 1);
+        Some(Slot { connection, freed: self.freed.clone(), open: self.open.clone() })
     }
 
     async fn connect(&self) -> Result<Box<dyn Io>, ConnectError> {
@@ -135,8 +150,7 @@ impl HostPool {
 
     /// A raw stream, outside the pool, for TCP chains.
     pub(crate) async fn raw(&self) -> Result<(Box<dyn Io>, Slot), ConnectError> {
-        let connection = self.breakers.acquire(Kind::Connection, &self.limits).ok_or(ConnectError::Overflow)?;
-        let slot = Slot { connection: Some(connection), freed: self.freed.clone() };
+        let slot = self.slot().ok_or(ConnectError::Overflow)?;
         Ok((self.connect().await?, slot))
     }
 

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 use l7_telemetry::Flags;
 
@@ -12,7 +12,7 @@ use l7_telemetry::Flags;
 pub(crate) struct Reply {
     pub(crate) status: StatusCode,
     pub(crate) body: Bytes,
-    pub(crate) headers: HeaderMap,
+    pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
     pub(crate) flags: Flags,
     /// Envoy's response code details.
     pub(crate) details: Cow<'static, str>,
@@ -33,7 +33,7 @@ impl Reply {
             // Statuses come from configuration or from here; one out of range is our own failure.
             status: StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
             body: body.into(),
-            headers: HeaderMap::new(),
+            headers: Vec::new(),
             flags,
             details: details.into(),
             grpc_status: None,
@@ -48,15 +48,15 @@ impl Reply {
     }
 
     pub(crate) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.headers.insert(name, value);
+        self.headers.push((name, value));
         self
     }
 
     /// The response; for gRPC callers as a trailers-only response.
     pub(crate) fn into_response(self, grpc: bool) -> (Response<()>, Bytes) {
         let mut response = Response::new(());
-        *response.headers_mut() = self.headers;
         let headers = response.headers_mut();
+        headers.extend(self.headers);
         if grpc {
             let status = self.grpc_status.unwrap_or_else(|| grpc_status_of(self.status));
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));

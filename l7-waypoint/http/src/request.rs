@@ -11,18 +11,19 @@ use hyper::upgrade::OnUpgrade;
 use l7_resilience::deadline;
 use l7_route::{Chain, ChainKind, HttpChain, NormalizedPath, Sniffed, Verdict, normalize_path};
 use l7_telemetry::Flags;
-use tokio::time::Instant;
 use xds_model::envoy::chain::{ForwardClientCert, ServerHeader};
 
-use crate::body::{ResponseBody, Upload};
+use crate::body::{Deadline, ResponseBody, Upload};
 use crate::engine::{Engine, Worker};
 use crate::exchange::{Exchange, grpc_status};
 use crate::filters::{Filters, Judged, format_context, view};
-use crate::forward::{self, Forwarding};
+use crate::forward::Forwarding;
 use crate::head::{Head, X_FORWARDED_PROTO, X_REQUEST_ID, strip_hop_by_hop};
 use crate::mirror;
+use crate::prepared::PreparedChain;
 use crate::reply::Reply;
 use crate::server::Client;
+use crate::upgrade::{UpstreamSide, switch};
 
 const ENVOY_ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 const ENVOY_SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
@@ -56,19 +57,18 @@ pub(crate) async fn handle(
     match serve(&mut exchange, &worker, http, parts, body).await {
         Ok(Served::Answer(response, deadline)) => {
             let (parts, body) = response.into_parts();
-            let body =
-                ResponseBody::upstream(body, deadline.map(|at| Box::pin(tokio::time::sleep_until(at))), exchange);
+            let body = ResponseBody::upstream(body, deadline, exchange);
             Response::from_parts(parts, body)
         }
-        Ok(Served::Switched(response, side)) => forward::switch(exchange, response, side, upgrade),
+        Ok(Served::Switched(response, side)) => switch(exchange, response, side, upgrade),
         Err(Refusal { reply, extra }) => finish(exchange, Some(http), reply, extra),
     }
 }
 
 /// What a request came to.
 enum Served {
-    Answer(Response<Incoming>, Option<Instant>),
-    Switched(Response<()>, crate::upgrade::UpstreamSide),
+    Answer(Response<Incoming>, Option<Deadline>),
+    Switched(Response<()>, UpstreamSide),
 }
 
 /// An answer of our own, with headers that go onto it.
@@ -117,7 +117,7 @@ async fn serve(
             return Err(reply.into());
         }
     };
-    let outcome = route(exchange, worker, http, &judged, head, body, seed).await;
+    let outcome = route(exchange, Scope { worker, http, prepared: &prepared, seed }, &judged, head, body).await;
     outcome.map_err(|reply| {
         let mut headers = judged.cors.clone().unwrap_or_default();
         if let Some(head) = &exchange.head {
@@ -171,16 +171,24 @@ fn identify(head: &mut Head, client: &Client, http: &HttpChain, engine: &Engine)
     }
 }
 
+/// What a request is served by.
+#[derive(Clone, Copy)]
+struct Scope<'a> {
+    worker: &'a Rc<Worker>,
+    http: &'a HttpChain,
+    prepared: &'a PreparedChain,
+    seed: u64,
+}
+
 /// Does what the decision says.
 async fn route(
     exchange: &mut Exchange,
-    worker: &Rc<Worker>,
-    http: &HttpChain,
+    scope: Scope<'_>,
     judged: &Judged<'_>,
     mut head: Head,
     body: Incoming,
-    seed: u64,
 ) -> Result<Served, Reply> {
+    let Scope { worker, http, prepared, seed } = scope;
     let decision = &judged.decision;
     let client = exchange.client.clone();
     exchange.route_name = decision.route.map(|route| route.name.clone());
@@ -207,17 +215,17 @@ async fn route(
     let timeout = deadline::overall(forward.timeout, forward.grpc_timeout_max, grpc_timeout);
     add_upstream_headers(exchange, &mut head, timeout);
     let longest = forward.max_stream_duration.filter(|most| !most.is_zero());
-    let until = [timeout, longest].into_iter().flatten().min().map(|most| exchange.started.max(Instant::now()) + most);
-    let policy = forward.retry.as_ref().and_then(|retry| exchange.chain.as_ref()?.retry(retry).cloned());
+    let policy = forward.retry.as_ref().and_then(|retry| prepared.retry(retry));
     let mirrors: Vec<_> = forward.mirrors.iter().filter(|mirror| mirror.hit(seed)).collect();
     let keep = if mirrors.is_empty() {
-        if policy.as_ref().is_some_and(|policy| policy.retries > 0) { exchange.engine.config.retry_buffer } else { 0 }
+        if policy.is_some_and(|policy| policy.retries > 0) { exchange.engine.config.retry_buffer } else { 0 }
     } else {
         mirror::KEEP
     };
     if !body.is_end_stream() && head.upgrade.is_none() {
         exchange.upload = Some(Upload::new(body, keep));
     }
+    let mut deadline = deadline_of(exchange.upload.clone(), timeout, longest);
     mirror::prepare(exchange, worker, &mirrors, &head);
     exchange.head = Some(head);
     let include_attempts = decision.host.is_some_and(|host| host.include_attempt_count);
@@ -225,18 +233,33 @@ async fn route(
         worker,
         cluster,
         not_found: forward.cluster_not_found_status,
-        policy: policy.as_ref(),
+        policy,
         retry: forward.retry.as_deref(),
         hash: hashed.hash,
-        until,
         seed,
         include_attempts,
         authority_from_endpoint: from_endpoint,
         claims: judged.claims.as_ref(),
     };
-    let (mut response, side) = forwarding.run(exchange).await?;
+    let (response, side) = forwarding.run(exchange, deadline.as_mut()).await?;
+    let response = complete(exchange, http, judged, response, &hashed.set_cookies);
+    Ok(match side {
+        Some(side) => Served::Switched(response.map(drop), side),
+        None => Served::Answer(response, deadline),
+    })
+}
+
+/// An upstream's response as the client gets it.
+fn complete(
+    exchange: &mut Exchange,
+    http: &HttpChain,
+    judged: &Judged<'_>,
+    mut response: Response<Incoming>,
+    cookies: &[String],
+) -> Response<Incoming> {
+    let client = exchange.client.clone();
     finish_headers(exchange, http, judged, response.headers_mut(), &client);
-    for cookie in &hashed.set_cookies {
+    for cookie in cookies {
         if let Ok(value) = HeaderValue::from_str(cookie) {
             response.headers_mut().append(SET_COOKIE, value);
         }
@@ -247,10 +270,27 @@ async fn route(
     if exchange.logs() {
         exchange.response_headers = Some(response.headers().clone());
     }
-    Ok(match side {
-        Some(side) => Served::Switched(response.map(drop), side),
-        None => Served::Answer(response, until),
-    })
+    response
+}
+
+/// The route's timeout runs from the end of the request, as in Envoy; the longest stream's from its start.
+fn deadline_of(upload: Option<Rc<Upload>>, timeout: Option<Duration>, longest: Option<Duration>) -> Option<Deadline> {
+    if timeout.is_none() && longest.is_none() {
+        return None;
+    }
+    Some(Box::pin(async move {
+        let answered = async {
+            let Some(timeout) = timeout else { return std::future::pending().await };
+            if let Some(upload) = upload {
+                upload.wait().await;
+            }
+            tokio::time::sleep(timeout).await;
+        };
+        match longest {
+            None => answered.await,
+            Some(longest) => drop(tokio::time::timeout(longest, answered).await),
+        }
+    }))
 }
 
 fn local_verdict(verdict: Verdict<'_>, location: Option<String>, exchange: &mut Exchange) -> Reply {
@@ -308,6 +348,7 @@ fn rewrite(exchange: &mut Exchange, client: &Client, judged: &Judged<'_>, head: 
     }
     if let Some(authority) = rewritten.authority.and_then(|authority| authority.parse::<Authority>().ok()) {
         head.authority = authority;
+        head.host = None;
     }
     if let Some(via) = http.options.via.as_deref().and_then(|via| HeaderValue::from_str(via).ok()) {
         head.headers.append(http::header::VIA, via);

@@ -71,9 +71,11 @@ where
 {
     let service = service(engine, client.clone());
     let mut builder = http1::Builder::new();
-    builder
-        .max_headers(options.max_headers_count.max(1) as usize + 1)
-        .preserve_header_case(options.preserve_header_case);
+    builder.preserve_header_case(options.preserve_header_case);
+    // hyper's own limit is the same; setting one moves the parsed headers to the heap.
+    if options.max_headers_count != 100 {
+        builder.max_headers(options.max_headers_count.max(1) as usize);
+    }
     builder.max_buf_size((options.max_request_headers_kb as usize * 1024).max(16 * 1024)).half_close(false);
     if let Some(timeout) = options.request_headers_timeout {
         builder.timer(TokioTimer::new()).header_read_timeout(timeout);
@@ -91,6 +93,8 @@ where
     };
     if let Err(error) = outcome {
         tracing::debug!(%error, peer = %client.info.peer, "client connection ended");
+        // A switch that was agreed on holds the client, which holds it.
+        drop(client.switch.take());
         return;
     }
     let http1::Parts { io, read_buf, .. } = connection.into_parts();

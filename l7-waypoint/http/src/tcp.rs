@@ -60,22 +60,11 @@ pub(crate) async fn serve<T>(
         outcome.duration = started.elapsed();
         log(&engine, &logs.logs, &info, &source, outcome, None);
     };
-    for rbac in &tcp.rbac {
-        let ip = info.peer.ip();
-        let verdict = rbac.evaluate(&AuthzRequest {
-            http: None,
-            peer: info.peer_principal.as_deref(),
-            direct_remote_ip: ip,
-            remote_ip: ip,
-            destination: info.destination,
-            server_name: None,
-        });
-        if !verdict.allowed {
-            outcome.flags.set(Flags::DENIED);
-            outcome.details = "rbac_access_denied";
-            outcome.reasons.push(denial(&verdict));
-            return report(&mut outcome);
-        }
+    if let Some(reason) = denied(tcp, &info) {
+        outcome.flags.set(Flags::DENIED);
+        outcome.details = "rbac_access_denied";
+        outcome.reasons.push(reason);
+        return report(&mut outcome);
     }
     let seed = engine.seed();
     let cluster = tcp.choose(seed);
@@ -103,6 +92,21 @@ pub(crate) async fn serve<T>(
     }
     outcome.duration = started.elapsed();
     log(&engine, &logs.logs, &info, &source, &outcome, Some(opened));
+}
+
+/// Why the chain's policies refuse the connection, if they do.
+fn denied(chain: &TcpChain, info: &ConnInfo) -> Option<String> {
+    let ip = info.peer.ip();
+    let request = AuthzRequest {
+        http: None,
+        peer: info.peer_principal.as_deref(),
+        direct_remote_ip: ip,
+        remote_ip: ip,
+        destination: info.destination,
+        server_name: None,
+    };
+    let verdict = chain.rbac.iter().map(|rbac| rbac.evaluate(&request)).find(|verdict| !verdict.allowed)?;
+    Some(denial(&verdict))
 }
 
 async fn connect(

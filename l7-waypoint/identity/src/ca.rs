@@ -88,9 +88,8 @@ impl CaClient {
 
     async fn token(&self) -> Result<Option<MetadataValue<tonic::metadata::Ascii>>, IssueError> {
         let Some(path) = &self.config.token else { return Ok(None) };
-        let text = tokio::fs::read_to_string(path)
-            .await
-            .map_err(|source| IssueError::File { path: path.clone(), source })?;
+        let text =
+            tokio::fs::read_to_string(path).await.map_err(|source| IssueError::File { path: path.clone(), source })?;
         let bad = || IssueError::Token { path: path.clone() };
         let token = text.trim();
         if token.is_empty() {
@@ -103,9 +102,9 @@ impl CaClient {
 
     async fn channel(&self) -> Result<Channel, IssueError> {
         let roots = match &self.config.root_ca {
-            Some(path) if self.config.address.starts_with("https") => tokio::fs::read(path)
-                .await
-                .map_err(|source| IssueError::File { path: path.clone(), source })?,
+            Some(path) if self.config.address.starts_with("https") => {
+                tokio::fs::read(path).await.map_err(|source| IssueError::File { path: path.clone(), source })?
+            }
             _ => Vec::new(),
         };
         let mut slot = self.channel.lock().await;

@@ -116,7 +116,10 @@ impl IdentityManager {
                             return Ok(certificate.clone());
                         }
                         (_, Some(reason)) => {
-                            return Err(IdentityError::Unavailable { identity: identity.clone(), reason: reason.clone() });
+                            return Err(IdentityError::Unavailable {
+                                identity: identity.clone(),
+                                reason: reason.clone(),
+                            });
                         }
                         _ => {}
                     }

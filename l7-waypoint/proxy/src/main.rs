@@ -24,11 +24,8 @@ fn main() -> anyhow::Result<()> {
         Role::Waypoint => "proxy-waypoint",
     });
     l7_identity::install_provider();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name("control")
-        .enable_all()
-        .build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("control").enable_all().build()?;
     runtime.block_on(async {
         match flags.role {
             Role::Node => node::run(flags).await,

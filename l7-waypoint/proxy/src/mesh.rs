@@ -14,7 +14,12 @@ impl Handler for MeshHandler {
         rejected
             .into_iter()
             .map(|rejected| {
-                tracing::warn!(type_url = update.type_url, name = rejected.name, reason = rejected.reason, "resource refused");
+                tracing::warn!(
+                    type_url = update.type_url,
+                    name = rejected.name,
+                    reason = rejected.reason,
+                    "resource refused"
+                );
                 Rejected { name: rejected.name, reason: rejected.reason }
             })
             .collect()

@@ -24,6 +24,12 @@ impl Netns {
         Netns { inside: Arc::new(inside), home }
     }
 
+    /// Whether both are the same namespace.
+    pub(crate) fn is(&self, other: &Netns) -> bool {
+        let inode = |netns: &Netns| nix::sys::stat::fstat(netns.inside.as_fd()).map(|stat| (stat.st_dev, stat.st_ino));
+        matches!((inode(self), inode(other)), (Ok(one), Ok(two)) if one == two)
+    }
+
     /// Runs `work` (which must not block: it is for making sockets) inside the namespace on this thread.
     ///
     /// # Errors

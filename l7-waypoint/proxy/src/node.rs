@@ -121,7 +121,8 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     task::spawn("policy", live::follow(shared.clone(), watch.clone()));
     task::spawn("grants", grants::follow(shared.clone(), watch.clone()));
     let path = flags.run_dir.join("handoff.sock");
-    let handoff = handoff::run(path, flags.trust_domain.clone(), shared.clone(), workers, messages, readiness.task("handoff"));
+    let handoff =
+        handoff::run(path, flags.trust_domain.clone(), shared.clone(), workers, messages, readiness.task("handoff"));
     let handoff = task::spawn("handoff", handoff);
     drop(watch);
 

@@ -43,6 +43,11 @@ pub(crate) fn open_listeners(netns: &Netns) -> io::Result<Vec<(u32, TcpListener)
         (listener::HBONE_V6, IpAddr::V6(Ipv6Addr::LOCALHOST), l7_hbone::PORT),
     ];
     netns.run_on_thread(|| {
+        // Connections in the queue of a listener that closes move to the next proxy's. Without the sysctl (kernels
+        // before 5.14) they are reset, so failing to set it is no reason not to serve.
+        if let Err(error) = std::fs::write("/proc/sys/net/ipv4/tcp_migrate_req", "1") {
+            tracing::debug!(%error, "tcp_migrate_req not set");
+        }
         let mut out = Vec::with_capacity(kinds.len());
         for (kind, ip, port) in kinds {
             match listen(SocketAddr::new(ip, port)) {
@@ -95,7 +100,12 @@ pub(crate) async fn connect_from(netns: &Netns, addr: SocketAddr) -> io::Result<
 ///
 /// # Errors
 /// As connect(2); `AddrNotAvailable` if no source port of the hop range is free for this client and application.
-pub(crate) async fn connect_as(netns: &Netns, client: IpAddr, app: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+pub(crate) async fn connect_as(
+    netns: &Netns,
+    client: IpAddr,
+    app: SocketAddr,
+    limit: Duration,
+) -> io::Result<TcpStream> {
     let client = client.to_canonical();
     // A pod that calls itself is its own source anyway. (A waypoint may have been reached over the other address
     // family; the application then sees the hop itself.)
@@ -163,13 +173,7 @@ fn set_option(socket: &Socket, level: libc::c_int, option: libc::c_int) -> io::R
     let on: libc::c_int = 1;
     // SAFETY: the option's value is an int that outlives the call, and its size is passed.
     let outcome = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            option,
-            (&raw const on).cast(),
-            size_of_val(&on) as libc::socklen_t,
-        )
+        libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), size_of_val(&on) as libc::socklen_t)
     };
     if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -152,7 +152,10 @@ async fn serve_admin(
             status["ready"] = serde_json::json!(pending.is_empty());
             status["pending"] = serde_json::json!(pending);
             let list = certificates.status();
-            let list: Vec<_> = list.iter().map(|c| serde_json::json!({ "identity": c.identity, "state": c.state, "error": c.error })).collect();
+            let list: Vec<_> = list
+                .iter()
+                .map(|c| serde_json::json!({ "identity": c.identity, "state": c.state, "error": c.error }))
+                .collect();
             status["certificates"] = serde_json::json!(list);
             async move { status }
         })

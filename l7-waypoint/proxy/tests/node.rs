@@ -1,6 +1,6 @@
 //! The node role on real sockets: two nodes, network namespaces as pods, certificates and xDS over gRPC.
 //! Needs root. Only the agent is played by the test: its end of the handoff, rules in the pods, `sk_lookup`.
-#![allow(unreachable_pub, reason = "support modules are shared by tests")]
+#![allow(unreachable_pub, dead_code, reason = "support modules are shared by tests")]
 #[path = "support/bpf.rs"]
 mod bpf;
 #[path = "../../identity/tests/support/ca.rs"]
@@ -171,6 +171,23 @@ async fn on_one_node() {
     assert_eq!(a.ask("10.96.0.1:80", true, "near").unwrap(), "10.44.2.1 near");
     assert!(proxy.metrics().await.contains("connection_security_policy=\"kernel_attested\""));
     let expected = ShortCut { src: a.ip.into(), dst: b.ip.into(), port: 8080 };
+    let granted = proxy.told(|message| match message {
+        ProxyMessage::Grant(short_cut) => Some(*short_cut),
+        _ => None,
+    });
+    assert_eq!(granted.await, expected);
+
+    // Without its agent the proxy goes on; when it is back it gets the same listeners, and open connections stay.
+    let mut open = a.connect("10.96.0.1:80", true).unwrap();
+    let pods = [(&a, "checkout"), (&b, "payments")];
+    let alone = || assert_eq!(a.ask("10.96.0.1:80", true, "alone").unwrap(), "10.44.2.1 alone");
+    assert_eq!(proxy.restart_agent(&pods, alone).await, 2);
+    open.write_all(b"still").unwrap();
+    let mut text = [0; 15];
+    open.read_exact(&mut text).unwrap();
+    assert_eq!(&text, b"10.44.2.1 still");
+    // The agent forgot the grants; the next connection brings one again.
+    assert_eq!(a.ask("10.96.0.1:80", true, "anew").unwrap(), "10.44.2.1 anew");
     let granted = proxy.told(|message| match message {
         ProxyMessage::Grant(short_cut) => Some(*short_cut),
         _ => None,

@@ -273,7 +273,8 @@ impl Cluster {
         }
         let ejected = self.states.iter().filter(|state| state.ejected(now)).count() as u64;
         let within = (ejected + 1) * 100 <= u64::from(config.max_ejection_percent) * self.states.len() as u64;
-        if !within && !(config.always_eject_one && ejected == 0) {
+        let first = config.always_eject_one && ejected == 0;
+        if !within && !first {
             return false;
         }
         outlier::eject(config, host, now);

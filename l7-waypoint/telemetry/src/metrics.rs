@@ -175,10 +175,15 @@ struct Key {
     tcp: bool,
 }
 
+/// Count, duration, request bytes, response bytes.
+type HttpHandles = (Counter, Arc<AtomicHistogram>, Arc<AtomicHistogram>, Arc<AtomicHistogram>);
+/// Opened, closed, sent, received.
+type TcpHandles = (Counter, Counter, Counter, Counter);
+
 struct Handles {
     _alive: (Arc<Peer>, Arc<Peer>, Arc<ServiceInfo>),
-    http: Option<(Counter, Arc<AtomicHistogram>, Arc<AtomicHistogram>, Arc<AtomicHistogram>)>,
-    tcp: Option<(Counter, Counter, Counter, Counter)>,
+    http: Option<HttpHandles>,
+    tcp: Option<TcpHandles>,
 }
 
 /// Entries a worker keeps before it starts afresh.

@@ -82,8 +82,8 @@ impl Endpoint {
         if let Token::File(path) = &self.token {
             let text = read("token", path).await?;
             let value = format!("Bearer {}", text.trim());
-            let value = MetadataValue::<Ascii>::try_from(value)
-                .map_err(|_| ConnectError::Token { path: path.clone() })?;
+            let value =
+                MetadataValue::<Ascii>::try_from(value).map_err(|_| ConnectError::Token { path: path.clone() })?;
             request.metadata_mut().insert("authorization", value);
         }
         Ok(())
@@ -91,9 +91,7 @@ impl Endpoint {
 }
 
 async fn read(what: &'static str, path: &PathBuf) -> Result<String, ConnectError> {
-    tokio::fs::read_to_string(path)
-        .await
-        .map_err(|source| ConnectError::File { what, path: path.clone(), source })
+    tokio::fs::read_to_string(path).await.map_err(|source| ConnectError::File { what, path: path.clone(), source })
 }
 
 /// tonic's transport error says only "transport error"; what helps is further down.

@@ -45,9 +45,7 @@ impl State {
 
     pub(crate) fn all_answered(&self) -> bool {
         // A type asked for by name with no name wanted yet has nothing to wait for.
-        self.types
-            .values()
-            .all(|state| state.answered || state.subscribed.as_ref().is_some_and(BTreeSet::is_empty))
+        self.types.values().all(|state| state.answered || state.subscribed.as_ref().is_some_and(BTreeSet::is_empty))
     }
 }
 

@@ -125,8 +125,7 @@ fn subscription(
     let of_type = state.get_mut(type_url)?;
     let first = !of_type.asked;
     let change = of_type.subscribe(handler.wanted(type_url))?;
-    let initial_resource_versions =
-        if first { of_type.held.clone().into_iter().collect() } else { Default::default() };
+    let initial_resource_versions = if first { of_type.held.clone().into_iter().collect() } else { Default::default() };
     Some(DeltaDiscoveryRequest {
         node: first.then(|| node(config)),
         type_url: type_url.to_owned(),

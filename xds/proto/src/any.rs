@@ -21,8 +21,7 @@ pub fn pack<M: Message>(type_url: &str, message: &M) -> Any {
 /// # Errors
 /// If the payload is not an `M`.
 pub fn unpack<M: Message + Default>(any: &Any) -> Result<M, AnyError> {
-    M::decode(any.value.as_slice())
-        .map_err(|source| AnyError::Decode { type_url: any.type_url.clone(), source })
+    M::decode(any.value.as_slice()).map_err(|source| AnyError::Decode { type_url: any.type_url.clone(), source })
 }
 
 /// Decodes the payload as `M` if the type URL is `type_url`.

@@ -38,6 +38,8 @@ struct Seen {
     body_bytes: usize,
     /// Number of the connection, so that clients see whether one was reused.
     connection: u64,
+    /// Number of the request, of all that reached this server, so that copies of requests (mirroring) are seen.
+    request: u64,
 }
 
 /// One accepted connection.
@@ -99,6 +101,8 @@ async fn answer(request: Request<Incoming>, connection: Arc<Connection>) -> Resu
     if websocket::asked_for(&request) {
         return Ok(websocket::accept(request).map(|()| full(Bytes::new())));
     }
+    static REQUESTS: AtomicU64 = AtomicU64::new(0);
+    let request_number = REQUESTS.fetch_add(1, Ordering::Relaxed) + 1;
     let me = &connection.me;
     let (parts, body) = request.into_parts();
     if parts.uri.path() == "/healthz" {
@@ -128,14 +132,14 @@ async fn answer(request: Request<Incoming>, connection: Arc<Connection>) -> Resu
     if let Some(bytes) = wish.body {
         return Ok(identified(me, status, full(vec![b'x'; bytes].into())));
     }
-    let seen = connection.seen(&parts, received.len());
+    let seen = connection.seen(&parts, received.len(), request_number);
     let mut response = identified(me, status, full(serde_json::to_vec(&seen).unwrap_or_default().into()));
     response.headers_mut().insert("content-type", HeaderValue::from_static("application/json"));
     Ok(response)
 }
 
 impl Connection {
-    fn seen(&self, parts: &http::request::Parts, body_bytes: usize) -> Seen {
+    fn seen(&self, parts: &http::request::Parts, body_bytes: usize, request: u64) -> Seen {
         let headers = parts.headers.iter().fold(BTreeMap::<String, String>::new(), |mut all, (name, value)| {
             let value = String::from_utf8_lossy(value.as_bytes());
             let entry = all.entry(name.to_string()).or_default();
@@ -160,6 +164,7 @@ impl Connection {
             headers,
             body_bytes,
             connection: self.number,
+            request,
         }
     }
 }

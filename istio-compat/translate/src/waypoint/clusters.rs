@@ -11,7 +11,7 @@ use super::endpoints::{By, ORIGINAL_DST, Preference, Wanted, assignment};
 use xds_proto::istio::workload as wds;
 
 use super::{Builder, Outbound, traffic_policy};
-use crate::mesh::{AppProtocol, Service, ServicePort, Workload, full_hostname, host_covers};
+use crate::mesh::{AppProtocol, Service, ServicePort, Workload, exported, full_hostname, host_covers};
 use crate::pb::{
     self, any, cluster, endpoint, ext, list, metadata, nested, raw_buffer, seconds, structure, text, transport_socket,
 };
@@ -68,6 +68,7 @@ impl Builder<'_, '_> {
                 .objects
                 .destination_rules_in(namespace)
                 .filter(|rule| rule.spec.workload_selector.is_none())
+                .filter(|rule| exported(&rule.spec.export_to, namespace, &self.waypoint.key.namespace))
                 .map(|rule| (full_hostname(&rule.spec.host, namespace), rule))
                 .filter(|(host, _)| host_covers(host, &service.hostname))
                 .collect();
@@ -135,6 +136,11 @@ impl Builder<'_, '_> {
             preference: self.preference(service, policy.as_ref()),
             nodes: self.nodes(service),
         };
+        if let Some(tls) = self.backend_tls(service) {
+            let reason = "TLS to the destination is not built here yet: the destination is closed";
+            self.error(&tls, "spec.validation", reason);
+            close(&mut built);
+        }
         // Without a virtual address there is nothing to balance over: the client chose the pod.
         if service.vips.is_empty() && !service.selector.is_empty() {
             as_original_dst(&mut built);
@@ -238,6 +244,15 @@ impl Builder<'_, '_> {
         Some((built, discovered.then(|| assignment(self.mesh, &wanted))))
     }
 
+    /// The policy that asks for TLS to a service, if there is one.
+    fn backend_tls(&self, service: &Service) -> Option<ObjectKey> {
+        let mut policies = self.mesh.objects.backend_tls_policies_in(&service.namespace);
+        let found = policies.find(|policy| {
+            policy.spec.target_refs.iter().any(|target| target.kind == "Service" && target.name == service.name)
+        })?;
+        Some(ObjectKey::new(Kind::BackendTLSPolicy, service.namespace.as_str(), found.name()))
+    }
+
     /// The pods of this waypoint.
     fn own_pods(&self) -> impl Iterator<Item = &Workload> {
         let own = &self.waypoint.key;
@@ -304,6 +319,12 @@ pub(crate) fn kinds(protocol: AppProtocol) -> &'static [&'static str] {
     } else {
         &["tcp"]
     }
+}
+
+/// Without endpoints: answered with 503.
+pub(crate) fn close(built: &mut cluster::Cluster) {
+    built.eds_cluster_config = None;
+    built.cluster_discovery_type = Some(discovery(cluster::cluster::DiscoveryType::Static));
 }
 
 /// Where the client was going is where it goes.

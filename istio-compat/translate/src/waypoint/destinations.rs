@@ -26,7 +26,7 @@ impl Builder<'_, '_> {
     }
 
     /// The cluster a destination means on a chain for `listener_port`. A destination that does not exist gets the
-    /// name it would have: the data plane answers 503 there, and the fault says why.
+    /// name it would have: the data plane answers with an error there, and the fault says why.
     pub(crate) fn cluster_for(
         &self,
         destination: &Destination,
@@ -36,7 +36,7 @@ impl Builder<'_, '_> {
     ) -> String {
         let hostname = full_hostname(&destination.host, &from.object.namespace);
         let Some(service) = self.mesh.service_by_hostname(&hostname, &from.object.namespace) else {
-            let reason = format!("no Service or ServiceEntry has the host {hostname}; requests for it get 503");
+            let reason = format!("no Service or ServiceEntry has the host {hostname}; requests for it fail");
             self.error(from.object, &format!("{}.host", from.field), reason);
             return inbound_vip(
                 destination.port.map_or(listener_port, |p| p.number),
@@ -48,13 +48,13 @@ impl Builder<'_, '_> {
         let port = self.destination_port(service, destination.port.map(|p| p.number), listener_port);
         let Some(declared) = service.port(port) else {
             let ports: Vec<String> = service.ports.iter().map(|p| p.number.to_string()).collect();
-            let reason = format!("{hostname} has no port {port}, only {}; requests for it get 503", ports.join(", "));
+            let reason = format!("{hostname} has no port {port}, only {}; requests for it fail", ports.join(", "));
             self.error(from.object, &format!("{}.port", from.field), reason);
             return inbound_vip(port, kind, &destination.subset, &hostname);
         };
         if !destination.subset.is_empty() && self.subset(service, &destination.subset).is_none() {
             let reason = format!(
-                "no DestinationRule for {hostname} defines subset {:?}; requests for it get 503",
+                "no DestinationRule for {hostname} defines subset {:?}; requests for it fail",
                 destination.subset
             );
             self.error(from.object, &format!("{}.subset", from.field), reason);

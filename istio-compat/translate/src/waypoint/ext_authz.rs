@@ -1,6 +1,7 @@
 //! CUSTOM AuthorizationPolicies. The outside authorizers they name are not called here yet, so their targets are
 //! closed: letting requests through unasked is not an option.
 use compat_objects::istio::Action;
+use compat_objects::{HasMeta, Kind, ObjectKey};
 
 use super::Builder;
 use super::access::{Target, deny_all};
@@ -24,10 +25,35 @@ impl Builder<'_, '_> {
     }
 
     fn custom(&self, target: &Target<'_>) -> Option<rbac::Rbac> {
+        if let Some(key) = self.security_extension(target) {
+            let reason = "WebAssembly cannot be run here; everything this plugin protects is denied \
+                          (failStrategy: FAIL_OPEN would let it through)";
+            self.error(&key, "spec.phase", reason);
+            return Some(deny_all(&format!("ns[{}]-wasm[{}]", key.namespace, key.name)));
+        }
         let policies = self.policies(target);
         let (key, _) = policies.iter().find(|(_, policy)| policy.spec.action == Action::Custom)?;
         let reason = "external authorization is not supported yet; everything this policy is attached to is denied";
         self.error(key, "spec.action", reason);
         Some(deny_all(&format!("ns[{}]-policy[{}]-rule[custom]", key.namespace, key.name)))
+    }
+
+    /// A WasmPlugin of the authentication or authorization phase that is not allowed to fail open. Others are
+    /// named and left out.
+    fn security_extension(&self, target: &Target<'_>) -> Option<ObjectKey> {
+        let mut closing = None;
+        for plugin in self.mesh.objects.wasm_plugins() {
+            let spec = &plugin.spec;
+            if !self.attached(plugin.namespace(), spec.target_ref.as_ref(), &spec.target_refs, target) {
+                continue;
+            }
+            let key = ObjectKey::new(Kind::WasmPlugin, plugin.namespace(), plugin.name());
+            if matches!(spec.phase.as_str(), "AUTHN" | "AUTHZ") && spec.fail_strategy != "FAIL_OPEN" {
+                closing = Some(key);
+            } else {
+                self.warning(&key, "", "WebAssembly cannot be run here: the plugin is left out");
+            }
+        }
+        closing
     }
 }

@@ -8,7 +8,7 @@ use compat_objects::{HasMeta, Kind, ObjectKey};
 
 use super::Builder;
 use super::destinations::From;
-use crate::mesh::{Service, ServicePort, full_hostname, host_covers};
+use crate::mesh::{Service, ServicePort, exported, full_hostname, host_covers};
 use crate::pb::{metadata, route, seconds, structure, text};
 pub(crate) use actions::{add_header, default_retry, mirror, response_code, set_header};
 pub(crate) use matches::valid_regex;
@@ -63,6 +63,9 @@ impl Builder<'_, '_> {
             for virtual_service in self.mesh.objects.virtual_services_in(namespace) {
                 let gateways = &virtual_service.spec.gateways;
                 if !gateways.is_empty() && !gateways.iter().any(|gateway| gateway == "mesh") {
+                    continue;
+                }
+                if !exported(&virtual_service.spec.export_to, namespace, &self.waypoint.key.namespace) {
                     continue;
                 }
                 let hosts = virtual_service.spec.hosts.iter().map(|host| full_hostname(host, namespace));

@@ -78,8 +78,7 @@ pub(crate) fn apply(
         // Going on in plaintext would quietly drop what was asked for.
         let reason = "TLS to the destination is not built here yet: the destination is closed";
         builder.error(object, "spec.trafficPolicy.tls", reason);
-        built.eds_cluster_config = None;
-        built.cluster_discovery_type = Some(c::ClusterDiscoveryType::Type(c::DiscoveryType::Static as i32));
+        clusters::close(built);
     }
     if policy.tunnel.is_some() {
         builder.warning(object, "spec.trafficPolicy.tunnel", "is not supported at waypoints and is ignored");

@@ -21,11 +21,16 @@ pub(crate) const DIFFERENCES: &[(&str, &str, &str)] = &[
         "filter_metadata.istio.config: ours",
         "our path names the HTTPRoute, istiod's the VirtualService it made of it",
     ),
-    ("15", "filter_metadata.istio.config: ours", "our path names the GRPCRoute, istiod's the VirtualService it made of it"),
     (
-        "22",
-        "local_jwks.inline_string: ours",
-        "without keys istiod sends a key nobody has, so do we, another one",
+        "15",
+        "filter_metadata.istio.config: ours",
+        "our path names the GRPCRoute, istiod's the VirtualService it made of it",
+    ),
+    ("22", "local_jwks.inline_string: ours", "without keys istiod sends a key nobody has, so do we, another one"),
+    (
+        "24",
+        "match.dynamic_metadata[1].value",
+        "istiod's matcher for an absent claim is one that Envoy refuses; ours means it",
     ),
 ];
 

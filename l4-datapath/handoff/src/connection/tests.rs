@@ -49,8 +49,7 @@ async fn a_message_nobody_understands_does_not_end_the_connection() {
     let folder = tempfile::tempdir().unwrap();
     let (agent, proxy) = pair(&folder).await;
     // An agent of the future, as far as this proxy is concerned.
-    let future: Connection<serde_json::Value, ProxyMessage> =
-        Connection { fd: agent.fd, _messages: PhantomData };
+    let future: Connection<serde_json::Value, ProxyMessage> = Connection { fd: agent.fd, _messages: PhantomData };
     future.send(&serde_json::json!({"type": "from_the_future"}), &[]).await.unwrap();
     let error = proxy.recv().await.unwrap_err();
     assert!(error.is_recoverable() && error.to_string().contains("from_the_future"), "{error}");

@@ -64,6 +64,9 @@ fn id(account: &str) -> SpiffeId {
     SpiffeId::new("cluster.local", "shop", account).unwrap()
 }
 
+/// What, policies, caller, allowed, decided by.
+type Case<'a> = (&'static str, Vec<s::Authorization>, Option<&'a SpiffeId>, bool, Option<&'static str>);
+
 #[test]
 fn edges_of_the_logic() {
     use s::Action::{Allow, Deny};
@@ -72,7 +75,7 @@ fn edges_of_the_logic() {
         s::Match { principals: vec![exact("cluster.local/ns/shop/sa/checkout")], ..Default::default() };
     let other_port = s::Match { destination_ports: vec![9], ..Default::default() };
     let same_port = s::Match { destination_ports: vec![8080], ..Default::default() };
-    let cases: Vec<(&str, Vec<s::Authorization>, Option<&SpiffeId>, bool, Option<&str>)> = vec![
+    let cases: Vec<Case<'_>> = vec![
         ("no policy", vec![], None, true, None),
         ("ALLOW without rules denies all", vec![policy("a", Allow, vec![])], Some(&checkout), false, None),
         ("DENY without rules is a no-op", vec![policy("d", Deny, vec![])], None, true, None),

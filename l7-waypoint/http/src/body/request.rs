@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::sync::Notify;
 
 use super::BoxError;
 
@@ -22,6 +23,7 @@ pub(crate) struct Upload {
     limit: usize,
     keeping: Cell<bool>,
     finished: Cell<bool>,
+    ended: Notify,
     failed: Cell<bool>,
     received: Cell<u64>,
     /// Number of the attempt that may read; an earlier one still held by a dying connection gets an error.
@@ -39,6 +41,7 @@ impl Upload {
             limit,
             keeping: Cell::new(limit > 0),
             finished: Cell::new(false),
+            ended: Notify::new(),
             failed: Cell::new(false),
             received: Cell::new(0),
             attempt: Cell::new(0),
@@ -82,6 +85,18 @@ impl Upload {
         self.received.get()
     }
 
+    /// Resolves when the client has sent all of it.
+    pub(crate) async fn wait(&self) {
+        while !self.finished.get() {
+            self.ended.notified().await;
+        }
+    }
+
+    fn finish(&self) {
+        self.finished.set(true);
+        self.ended.notify_one();
+    }
+
     fn poll(
         &self,
         cx: &mut Context<'_>,
@@ -97,9 +112,10 @@ impl Upload {
             *trailers_given = true;
             return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
         }
-        match std::task::ready!(Pin::new(&mut *self.source.borrow_mut()).poll_frame(cx)) {
+        let polled = Pin::new(&mut *self.source.borrow_mut()).poll_frame(cx);
+        match std::task::ready!(polled) {
             None => {
-                self.finished.set(true);
+                self.finish();
                 Poll::Ready(None)
             }
             Some(Err(error)) => {
@@ -118,13 +134,13 @@ impl Upload {
                     self.keep(&chunk, position);
                 }
                 if self.source.borrow().is_end_stream() {
-                    self.finished.set(true);
+                    self.finish();
                 }
                 return Frame::data(chunk);
             }
             Err(frame) => frame,
         };
-        self.finished.set(true);
+        self.finish();
         *trailers_given = true;
         match frame.into_trailers() {
             Ok(trailers) => {

@@ -1,5 +1,6 @@
 //! The response's body on its way to the client. When it ends, however it ends, whoever gave it is told.
 
+use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -7,7 +8,6 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::Sleep;
 
 use super::BoxError;
 
@@ -30,10 +30,13 @@ pub(crate) trait OnEnd {
     fn ended(self: Box<Self>, stop: Stop, bytes: u64, trailers: Option<&HeaderMap>);
 }
 
+/// Resolves when the request's time is over.
+pub(crate) type Deadline = Pin<Box<dyn Future<Output = ()>>>;
+
 /// See the module head.
 pub(crate) struct ResponseBody {
     source: Source,
-    deadline: Option<Pin<Box<Sleep>>>,
+    deadline: Option<Deadline>,
     bytes: u64,
     on_end: Option<Box<dyn OnEnd>>,
 }
@@ -50,7 +53,7 @@ impl ResponseBody {
         Self { source, deadline: None, bytes: 0, on_end }
     }
 
-    pub(crate) fn upstream(body: Incoming, deadline: Option<Pin<Box<Sleep>>>, on_end: Box<dyn OnEnd>) -> Self {
+    pub(crate) fn upstream(body: Incoming, deadline: Option<Deadline>, on_end: Box<dyn OnEnd>) -> Self {
         Self { source: Source::Upstream(body), deadline, bytes: 0, on_end: Some(on_end) }
     }
 

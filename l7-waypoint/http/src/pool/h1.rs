@@ -65,7 +65,7 @@ impl HostPool {
         let io = self.connect().await?;
         let local = io.local_addr();
         let mut builder = http1::Builder::new();
-        builder.preserve_header_case(self.cluster.http.preserve_header_case).max_headers(200);
+        builder.preserve_header_case(self.cluster.http.preserve_header_case);
         let handshake = builder.handshake(TokioIo::new(io)).await;
         let (sender, mut connection) = handshake.map_err(|error| ConnectError::Failed(error.to_string()))?;
         let (parts, upgraded) = oneshot::channel();

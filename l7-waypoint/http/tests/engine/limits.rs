@@ -78,6 +78,7 @@ fn idle_clients_are_closed_and_drains_are_graceful() {
         let mut busy = mesh.http1(info()).await;
         let mut idle = mesh.http2(info()).await;
         let pending = busy.send_request(get("/"));
+        tokio::time::sleep(Duration::from_secs(1)).await;
         let trigger = mesh.trigger.borrow_mut().take().unwrap();
         let drained = tokio::task::spawn_local(async move { trigger.drain(Duration::from_secs(30)).await });
         let response = pending.await.unwrap();
@@ -88,5 +89,18 @@ fn idle_clients_are_closed_and_drains_are_graceful() {
         let Mesh { watch, engine, .. } = mesh;
         drop((watch, engine));
         assert!(drained.await.unwrap());
+    });
+}
+
+#[test]
+fn idle_connections_to_one_host_never_lock_out_another() {
+    run(async || {
+        let mut cluster = cluster("c", &[A, "10.0.0.2:80"]);
+        cluster.limits.max_connections = 1;
+        let mesh = Mesh::new(&http(vec![to("/", forward("c"))], vec![cluster]));
+        for _ in 0..6 {
+            assert_eq!(mesh.send(get("/")).await.status, 200);
+        }
+        assert_eq!(mesh.upstreams.connections.get(), 2);
     });
 }

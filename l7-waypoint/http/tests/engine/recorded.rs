@@ -109,11 +109,9 @@ fn case_05_actions() {
         assert_eq!(mesh.send_as(reviews(), grpc).await.header("grpc-status"), "14");
         mesh.handler(|_, _| async { status(503) });
         let before = mesh.seen().len();
-        assert_eq!(ask("/retry").await.status, 503);
-        assert_eq!(mesh.seen().len() - before, 5, "four retries");
-        let before = mesh.seen().len();
-        ask("/noretry").await;
-        assert_eq!(mesh.seen().len() - before, 1);
+        assert_eq!(ask("/noretry").await.status, 503);
+        assert_eq!(ask("/").await.status, 503);
+        assert_eq!(mesh.seen().len() - before, 2, "none, and Istio's default, which leaves a 503 alone");
         let faults = futures::future::join_all((0..100).map(|_| ask("/fault"))).await;
         assert!(faults.iter().any(|answer| answer.body == "fault filter abort"));
     });
@@ -125,7 +123,8 @@ fn case_07_keys_stick() {
         let mesh = mesh("07-destination-rule-traffic");
         let mut by_subset = std::collections::HashMap::new();
         for _ in 0..60 {
-            let answer = mesh.send_as(reviews(), with(to("reviews", "/?u=1"), "x-user", "ann")).await;
+            let answer =
+                mesh.send_as(reviews(), with(with(to("reviews", "/?u=1"), "x-user", "ann"), "cookie", "sid=7")).await;
             assert_eq!(answer.status, 200, "{answer:?}");
             let name = ["v1", "v3"].into_iter().find(|name| subset(&mesh, name).contains(&answer.body));
             if let Some(name) = name {
@@ -256,7 +255,7 @@ fn case_14_gateway_api_routes() {
 }
 
 #[test]
-fn every_recorded_case_is_prepared() {
+fn every_recorded_case_is_served_or_closed() {
     run(async || {
         let mut cases: Vec<_> = std::fs::read_dir(recorded())
             .unwrap()
@@ -264,10 +263,24 @@ fn every_recorded_case_is_prepared() {
             .collect();
         cases.retain(|name| name.starts_with(|c: char| c.is_ascii_digit()));
         assert!(cases.len() > 20);
+        let mut outcomes = Vec::new();
         for case in cases {
             let mesh = mesh(&case);
-            let answer = mesh.send_as(reviews(), to("reviews", "/")).await;
-            assert!(answer.status.as_u16() < 600, "{case}");
+            let outcome = mesh.http1(reviews()).await.send_request(to("reviews", "/")).await;
+            let outcome =
+                outcome.map_or_else(|error| error.to_string(), |response| response.status().as_u16().to_string());
+            outcomes.push(format!("{case} {outcome}"));
         }
+        outcomes.sort();
+        outcomes.retain(|outcome| !outcome.ends_with(" 200"));
+        let expected = [
+            "04-match-everything 404",
+            "09-l7-authorization 403",
+            "12-jwt 403",
+            "14-http-routes 404",
+            // Wasm and Lua filters are not served: the chain is closed.
+            "21-extension-filters operation was canceled",
+        ];
+        assert_eq!(outcomes, expected);
     });
 }

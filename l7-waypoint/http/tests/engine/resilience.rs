@@ -196,11 +196,49 @@ fn an_upstream_that_resets_or_talks_nonsense() {
         assert_eq!(mesh.event().flags, ["UC"]);
         *mesh.upstreams.raw.borrow_mut() = Some(Rc::new(|mut io| {
             Box::pin(async move {
+                let _ = tokio::io::AsyncReadExt::read(&mut io, &mut [0; 4096]).await.unwrap();
                 tokio::io::AsyncWriteExt::write_all(&mut io, b"SSH-2.0-x\r\n\r\n").await.unwrap();
                 std::future::pending::<()>().await;
             })
         }));
         let answer = mesh.send(get("/")).await;
         assert_eq!((answer.status.as_u16(), mesh.event().flags.join(",")), (502, "UPE".into()));
+    });
+}
+
+#[test]
+fn a_slow_upload_is_not_held_against_the_upstream() {
+    run(async || {
+        let slow = Forward { timeout: Some(Duration::from_secs(3)), ..forward("c") };
+        let mesh = Mesh::new(&http(vec![to("/", slow)], vec![cluster("c", &[A])]));
+        mesh.handler(|_, request| async move {
+            let length = request.into_body().collect().await.unwrap().to_bytes().len();
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            Response::new(full(length.to_string()))
+        });
+        let parts = futures::stream::unfold(0, |sent| async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            (sent < 5).then(|| (Ok(hyper::body::Frame::data(bytes::Bytes::from("x"))), sent + 1))
+        });
+        let body = BodyExt::boxed(http_body_util::StreamBody::new(parts));
+        let answer = mesh.send(Request::post("/").header("host", "x").body(body).unwrap()).await;
+        assert_eq!((answer.status.as_u16(), answer.body.as_str()), (200, "5"));
+    });
+}
+
+#[test]
+fn connections_of_retried_answers_are_kept() {
+    run(async || {
+        let mesh = Mesh::new(&http(vec![to("/", retrying(&[RetryOn::FiveXx], 3))], vec![cluster("c", &[A])]));
+        let calls = Cell::new(0);
+        mesh.handler(move |_, _| {
+            calls.set(calls.get() + 1);
+            let call = calls.get();
+            async move { if call % 2 == 1 { status(500) } else { status(200) } }
+        });
+        for _ in 0..20 {
+            assert_eq!(mesh.send(get("/")).await.status, 200);
+        }
+        assert!(mesh.upstreams.connections.get() <= 2, "{}", mesh.upstreams.connections.get());
     });
 }

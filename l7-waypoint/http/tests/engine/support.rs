@@ -23,6 +23,7 @@ use xds_model::envoy::WaypointConfig;
 use xds_model::envoy::cluster::{Cluster, Endpoint, EndpointTarget};
 
 pub(crate) type Body = BoxBody<Bytes, Infallible>;
+pub(crate) type RawHandler = Rc<dyn Fn(DuplexStream) -> LocalBoxFuture<'static, ()>>;
 pub(crate) type Handler = Rc<dyn Fn(String, Request<Incoming>) -> LocalBoxFuture<'static, Response<Body>>>;
 
 pub(crate) fn full(text: impl Into<Bytes>) -> Body {
@@ -52,7 +53,7 @@ pub(crate) struct Upstreams {
     /// Endpoints that refuse connections.
     pub(crate) down: RefCell<Vec<String>>,
     /// Instead of HTTP.
-    pub(crate) raw: RefCell<Option<Rc<dyn Fn(DuplexStream) -> LocalBoxFuture<'static, ()>>>>,
+    pub(crate) raw: RefCell<Option<RawHandler>>,
 }
 
 #[derive(Clone, Copy)]
@@ -121,14 +122,7 @@ async fn serve(upstreams: Rc<Upstreams>, name: String, io: DuplexStream) {
     let mut builder = hyper_util::server::conn::auto::Builder::new(Local);
     builder.http2().enable_connect_protocol();
     // Whatever ends the connection ends the test's wish for it.
-    let _ = builder.serve_connection_with_upgrades(Quiet(TokioIo::new(io)), service).await;
-}
-
-/// `serve_connection_with_upgrades` asks for `Send` IO, which a duplex is; named for what it stands for.
-type QuietIo = TokioIo<DuplexStream>;
-#[allow(non_snake_case, reason = "reads as a constructor where it is used")]
-fn Quiet(io: QuietIo) -> QuietIo {
-    io
+    let _ = builder.serve_connection_with_upgrades(TokioIo::new(io), service).await;
 }
 
 pub(crate) struct Mesh {

@@ -4,6 +4,7 @@
 //! enrolled here, no waypoint in front of the port, L4 policy allows this identity. The kernel attests both
 //! ends, which is what STRICT asks for.
 use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -52,6 +53,12 @@ impl Grants {
             tracing::info!(src = %short_cut.src, dst = %short_cut.dst, port = short_cut.port, "short-cut granted");
             granted.insert(short_cut, subject.clone());
         }
+    }
+
+    /// Whether the kernel takes connections from `src` to this pod's port by itself.
+    pub(crate) fn holds(&self, src: IpAddr, dst: SocketAddr) -> bool {
+        let short_cut = ShortCut { src: src.to_canonical(), dst: dst.ip().to_canonical(), port: dst.port() };
+        self.enabled && self.granted.lock().contains_key(&short_cut)
     }
 
     /// Revokes what the view no longer allows.

@@ -9,7 +9,6 @@ use std::time::Duration;
 use strata_handoff::{AgentMessage, HandoffError, PodInfo, ProxyEnd, ProxyMessage, VERSION, listener};
 use strata_runtime::ReadyGuard;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 use xds_model::spiffe::SpiffeId;
 
 use super::pods::Pod;
@@ -157,23 +156,23 @@ impl Session {
         let descriptor = descriptors.pop().ok_or("no descriptor of the network namespace came along")?;
         let identity = SpiffeId::new(&self.trust_domain, &info.namespace, &info.service_account)
             .map_err(|error| error.to_string())?;
-        // A pod sent again (reconnect, new namespace) gets fresh listeners; the old ones close.
+        let netns = Netns::new(descriptor, self.home.clone());
+        if let Some(known) = self.shared.pods.by_uid(&info.uid)
+            && known.info == info
+            && known.netns.is(&netns)
+        {
+            // The agent is back: the same listeners, so that no connection in their queues is lost.
+            return known.listeners().map_err(|error| error.to_string());
+        }
         self.shared.pods.remove(&info.uid);
-        let pod = Arc::new(Pod {
-            info,
-            identity,
-            netns: Netns::new(descriptor, self.home.clone()),
-            listening: CancellationToken::new(),
-        });
-        let mut handed_out = Vec::new();
+        let pod = Arc::new(Pod::new(info, identity, netns));
         for worker in 0..self.workers.count() {
             let opener = pod.clone();
             let opened = tokio::task::spawn_blocking(move || sockets::open_listeners(&opener.netns)).await;
             let listeners = opened.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
             if worker == 0 {
-                for (kind, socket) in &listeners {
-                    handed_out.push((*kind, socket.try_clone().map_err(|error| error.to_string())?));
-                }
+                let kept = listeners.iter().map(|(kind, socket)| Ok((*kind, socket.try_clone()?)));
+                pod.keep(kept.collect::<std::io::Result<_>>().map_err(|error| error.to_string())?);
             }
             let pod = pod.clone();
             let job = move |worker: Arc<Worker>| {
@@ -185,8 +184,9 @@ impl Session {
         }
         self.shared.identities.prefetch(&pod.identity);
         tracing::info!(pod = pod.info.uid, identity = %pod.identity, "listening inside the pod");
+        let handed_out = pod.listeners().map_err(|error| error.to_string());
         self.shared.pods.insert(pod);
-        Ok(handed_out)
+        handed_out
     }
 
     fn remove(&self, uid: &str) {

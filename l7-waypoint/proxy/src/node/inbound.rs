@@ -9,10 +9,10 @@ use strata_runtime::drain;
 use tokio::net::TcpStream;
 use xds_model::wds::{Mesh, Workload, unmapped};
 
+use super::Worker;
 use super::live::Subject;
 use super::local::{self, Refusal};
 use super::pods::Pod;
-use super::Worker;
 use crate::copy;
 use crate::sockets;
 use crate::telemetry::{Failure, Report, Reporter, Security};
@@ -133,7 +133,7 @@ async fn tunnel(worker: Arc<Worker>, pod: Arc<Pod>, inbound: Inbound, local: Soc
     let open = shared.telemetry.opened(report, started);
     let outcome = tokio::select! {
         outcome = copy::tunnel_and_tcp(&mut tunnel, &mut app, open.carried()) => outcome.map_err(|error| Failure::new("-", error)),
-        () = registered.denied() => Err(Failure::denied(None, "a policy change no longer allows the connection")),
+        denied = registered.denied() => Err(denied),
     };
     if outcome.is_err() {
         tunnel.split().1.reset();
@@ -162,9 +162,8 @@ fn target(
                 .rsplit_once(':')
                 .and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)))
                 .ok_or_else(|| bad(format!("authority {authority} is neither address nor host with port")))?;
-            port_by_host(mesh, workload, host, port).ok_or_else(|| {
-                unavailable(format!("{host}:{port} is no service with an endpoint here"))
-            })?
+            port_by_host(mesh, workload, host, port)
+                .ok_or_else(|| unavailable(format!("{host}:{port} is no service with an endpoint here")))?
         }
     };
     match workload.application_tunnel {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use strata_runtime::drain;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::watch;
 use xds_model::spiffe::SpiffeId;
 use xds_model::wds::{Mesh, Workload};
 
@@ -31,11 +31,8 @@ impl Subject {
     }
 
     pub(crate) fn decide_for(&self, mesh: &Mesh, workload: &Workload) -> Decision {
-        let connection = Connection {
-            source_ip: self.source_ip,
-            identity: self.identity.as_ref(),
-            destination: self.destination,
-        };
+        let connection =
+            Connection { source_ip: self.source_ip, identity: self.identity.as_ref(), destination: self.destination };
         l4::evaluate(mesh, workload, &connection)
     }
 }
@@ -51,7 +48,8 @@ pub(crate) fn denial(decision: &Decision, identity: Option<&SpiffeId>) -> Failur
 
 struct Entry {
     subject: Subject,
-    cut: CancellationToken,
+    /// Says which decision cut the connection.
+    cut: watch::Sender<Option<Decision>>,
 }
 
 /// The registry. Sharded by worker would be faster; a lock a connection is what it costs now.
@@ -64,23 +62,30 @@ pub(crate) struct Live {
 pub(crate) struct Registered {
     shared: Arc<Shared>,
     key: usize,
-    cut: CancellationToken,
+    subject: Subject,
+    cut: watch::Receiver<Option<Decision>>,
 }
 
 impl Registered {
     /// Registers an allowed connection and decides once more, so that a policy published in between is not missed.
     pub(crate) fn new(shared: &Arc<Shared>, subject: Subject) -> Result<Registered, Decision> {
-        let cut = CancellationToken::new();
-        let entry = Entry { subject: subject.clone(), cut: cut.clone() };
+        let (sender, cut) = watch::channel(None);
+        let entry = Entry { subject: subject.clone(), cut: sender };
         let key = shared.live.entries.lock().insert(entry);
-        let registered = Registered { shared: shared.clone(), key, cut };
-        let decision = subject.decide(&shared.mesh.load());
+        let registered = Registered { shared: shared.clone(), key, subject, cut };
+        let decision = registered.subject.decide(&shared.mesh.load());
         if decision.allowed { Ok(registered) } else { Err(decision) }
     }
 
-    /// Resolves when policy no longer allows the connection.
-    pub(crate) async fn denied(&self) {
-        self.cut.cancelled().await;
+    /// Resolves when policy no longer allows the connection, with what to say of it.
+    pub(crate) async fn denied(&self) -> Failure {
+        let mut cut = self.cut.clone();
+        let failure = match cut.wait_for(Option::is_some).await.map(|decision| decision.clone()) {
+            Ok(Some(decision)) => denial(&decision, self.subject.identity.as_ref()),
+            // The sender lives in the registry as long as we do.
+            _ => return std::future::pending().await,
+        };
+        Failure { error: format!("policy changed: {}", failure.error), ..failure }
     }
 }
 
@@ -97,8 +102,9 @@ impl Live {
 
     fn reconsider(&self, mesh: &Mesh) {
         for (_, entry) in &*self.entries.lock() {
-            if !entry.cut.is_cancelled() && !entry.subject.decide(mesh).allowed {
-                entry.cut.cancel();
+            let decision = entry.subject.decide(mesh);
+            if !decision.allowed && entry.cut.borrow().is_none() {
+                entry.cut.send_replace(Some(decision));
             }
         }
     }

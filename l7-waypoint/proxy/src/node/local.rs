@@ -28,7 +28,9 @@ impl Refusal {
         match self {
             Refusal::Denied(decision) => denial(decision, subject.identity.as_ref()),
             Refusal::OwnPort(port) => Failure::connect(format_args!("port {port} is the proxy's own")),
-            Refusal::Connect(error) => Failure::connect(format_args!("application at {}: {error}", subject.destination)),
+            Refusal::Connect(error) => {
+                Failure::connect(format_args!("application at {}: {error}", subject.destination))
+            }
         }
     }
 }

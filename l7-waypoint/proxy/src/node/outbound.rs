@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderValue};
 use l7_hbone::{Baggage, ConnectRequest, PoolKey, forwarded_value};
 use tokio::net::TcpStream;
 use xds_model::spiffe::SpiffeId;
-use xds_model::wds::{Peer, Service, Upstream, Via, Workload, WorkloadType, unmapped};
+use xds_model::wds::{Peer, ResolveError, Service, Upstream, Via, Workload, WorkloadType, unmapped};
 
 use super::live::Subject;
 use super::pods::Pod;
@@ -15,6 +15,9 @@ use super::{CONNECT_TIMEOUT, Worker, local};
 use crate::copy;
 use crate::sockets::{self, OWN_PORTS};
 use crate::telemetry::{Failure, Report, Reporter, Security};
+
+/// Draws before an endpoint behind a short-cut is taken all the same: then it is most likely the only one.
+const MAX_DRAWS: usize = 16;
 
 /// One captured connection of `pod`.
 pub(crate) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, client: TcpStream, client_addr: SocketAddr) {
@@ -69,8 +72,7 @@ impl Outbound {
             return self.fail(Failure::connect("the control plane does not know the source workload"));
         };
         self.report.source = Some(source.clone());
-        let upstream = self.worker.shared.mesh.load().resolve_outbound(&source, original, rand::random());
-        match upstream {
+        match self.resolve(&source, original) {
             Err(error) => {
                 self.report.service =
                     self.worker.shared.mesh.load().service_by_vip(original.ip(), &source.namespace).cloned();
@@ -105,6 +107,22 @@ impl Outbound {
                 }
             }
         }
+    }
+
+    /// The kernel draws a backend first and keeps the connection to itself if it holds a short-cut to it. What comes
+    /// here was drawn for another one: endpoints behind a short-cut have had their share and are drawn again.
+    fn resolve(&self, source: &Workload, original: SocketAddr) -> Result<Upstream, ResolveError> {
+        let shared = &self.worker.shared;
+        let mesh = shared.mesh.load();
+        let mut upstream = mesh.resolve_outbound(source, original, rand::random())?;
+        for _ in 1..MAX_DRAWS {
+            let Upstream::Hbone { authority, via: Via::Endpoint, .. } = &upstream else { break };
+            if *authority == original || !shared.grants.holds(self.report.src.ip(), *authority) {
+                break;
+            }
+            upstream = mesh.resolve_outbound(source, original, rand::random())?;
+        }
+        Ok(upstream)
     }
 
     fn set_peer(&mut self, peer: Peer, proven: bool) {
@@ -166,7 +184,7 @@ impl Outbound {
         let far = shared.telemetry.opened(far, self.started);
         let outcome = tokio::select! {
             outcome = copy::tcp_and_tcp(&mut self.client, &mut app, near.carried()) => outcome.map_err(|error| Failure::new("-", error)),
-            () = registered.denied() => Err(Failure::denied(None, "a policy change no longer allows the connection")),
+            denied = registered.denied() => Err(denied),
         };
         far.carried().request.add(near.carried().request.get());
         far.carried().response.add(near.carried().response.get());
@@ -178,13 +196,7 @@ impl Outbound {
         near.close(outcome);
     }
 
-    async fn tunnel(
-        mut self,
-        source: &Workload,
-        addr: SocketAddr,
-        authority: SocketAddr,
-        identities: Vec<SpiffeId>,
-    ) {
+    async fn tunnel(mut self, source: &Workload, addr: SocketAddr, authority: SocketAddr, identities: Vec<SpiffeId>) {
         self.report.security = Security::MutualTls;
         self.report.hbone = Some(addr);
         let request = ConnectRequest {

@@ -45,12 +45,8 @@ pub(crate) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, mut client: TcpStr
         report.service = local::service_behind(&mesh, &workload, destination.port());
         report.destination = Some(workload.clone());
     }
-    let subject = Subject {
-        destination_uid: workload.uid.clone(),
-        source_ip: client_addr.ip(),
-        identity: None,
-        destination,
-    };
+    let subject =
+        Subject { destination_uid: workload.uid.clone(), source_ip: client_addr.ip(), identity: None, destination };
     let (mut app, registered) = match local::open(&shared, &pod, &subject, client_addr).await {
         Ok(open) => open,
         Err(refusal) => {
@@ -61,7 +57,7 @@ pub(crate) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, mut client: TcpStr
     let open = shared.telemetry.opened(report, started);
     let outcome = tokio::select! {
         outcome = copy::tcp_and_tcp(&mut client, &mut app, open.carried()) => outcome.map_err(|error| Failure::new("-", error)),
-        () = registered.denied() => Err(Failure::denied(None, "a policy change no longer allows the connection")),
+        denied = registered.denied() => Err(denied),
     };
     if outcome.is_err() {
         sockets::reset(client);

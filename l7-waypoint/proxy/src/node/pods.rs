@@ -1,9 +1,10 @@
 //! The enrolled pods of this node.
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, TcpListener};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use strata_handoff::PodInfo;
 use tokio_util::sync::CancellationToken;
 use xds_model::spiffe::SpiffeId;
@@ -18,9 +19,33 @@ pub(crate) struct Pod {
     pub netns: Netns,
     /// Cancelled when the pod's listeners shall close.
     pub listening: CancellationToken,
+    /// One of each kind, kept to be handed out again when the agent comes back. Emptied with `listening`.
+    listeners: Mutex<Vec<(u32, TcpListener)>>,
 }
 
 impl Pod {
+    pub(crate) fn new(info: PodInfo, identity: SpiffeId, netns: Netns) -> Pod {
+        Pod { info, identity, netns, listening: CancellationToken::new(), listeners: Mutex::default() }
+    }
+
+    /// Keeps `listeners` to be handed out again.
+    pub(crate) fn keep(&self, listeners: Vec<(u32, TcpListener)>) {
+        *self.listeners.lock() = listeners;
+    }
+
+    /// Descriptors of the listeners in use.
+    ///
+    /// # Errors
+    /// If descriptors run out.
+    pub(crate) fn listeners(&self) -> std::io::Result<Vec<(u32, TcpListener)>> {
+        self.listeners.lock().iter().map(|(kind, socket)| Ok((*kind, socket.try_clone()?))).collect()
+    }
+
+    fn stop_listening(&self) {
+        self.listening.cancel();
+        self.listeners.lock().clear();
+    }
+
     /// Whether `ip` is one of the pod's addresses.
     pub(crate) fn owns(&self, ip: IpAddr) -> bool {
         self.info.ips.contains(&ip.to_canonical())
@@ -73,14 +98,14 @@ impl Pods {
             table.by_uid.remove(uid);
             table.by_ip.retain(|_, other| other.info.uid != uid);
         });
-        pod.listening.cancel();
+        pod.stop_listening();
         Some(pod)
     }
 
     /// Closes every listener: the process is going away.
     pub(crate) fn stop_listening(&self) {
         for pod in self.all() {
-            pod.listening.cancel();
+            pod.stop_listening();
         }
     }
 

@@ -35,12 +35,7 @@ pub(crate) struct HboneConnector {
 }
 
 impl HboneConnector {
-    pub(crate) fn new(
-        pool: Pool,
-        own: SpiffeId,
-        mesh: MeshView,
-        snapshot: Arc<ArcSwap<Snapshot>>,
-    ) -> HboneConnector {
+    pub(crate) fn new(pool: Pool, own: SpiffeId, mesh: MeshView, snapshot: Arc<ArcSwap<Snapshot>>) -> HboneConnector {
         HboneConnector { pool, own, mesh, snapshot }
     }
 
@@ -85,7 +80,10 @@ async fn identity_of(mesh: &MeshView, addr: SocketAddr) -> io::Result<SpiffeId> 
         None
     };
     tokio::time::timeout(WORKLOAD_WAIT, wait).await.ok().flatten().ok_or_else(|| {
-        io::Error::new(io::ErrorKind::NotFound, format!("no workload is known at {addr}, so nobody can be expected there"))
+        io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("no workload is known at {addr}, so nobody can be expected there"),
+        )
     })
 }
 
@@ -95,17 +93,24 @@ impl Connector for HboneConnector {
             Box::pin(std::future::ready(Err(io::Error::new(io::ErrorKind::Unsupported, reason))))
         };
         if cluster.tls.is_some() {
-            return unsupported(format!("{}: TLS of a DestinationRule towards the endpoint is not supported yet", cluster.name));
+            return unsupported(format!(
+                "{}: TLS of a DestinationRule towards the endpoint is not supported yet",
+                cluster.name
+            ));
         }
         if cluster.proxy_protocol.is_some() {
-            return unsupported(format!("{}: the PROXY protocol towards the endpoint is not supported yet", cluster.name));
+            return unsupported(format!(
+                "{}: the PROXY protocol towards the endpoint is not supported yet",
+                cluster.name
+            ));
         }
         match &endpoint.target {
             EndpointTarget::Hbone { authority, waypoint } => {
                 // Only a TCP connection belongs to one client; HTTP connections are shared, so nobody's address fits.
                 let client = if cluster.name.contains("|tcp") { CLIENT.try_with(|client| *client).ok() } else { None };
                 let mut headers = HeaderMap::new();
-                if let Some(value) = client.and_then(|client| HeaderValue::try_from(forwarded_value(client, None)).ok()) {
+                if let Some(value) = client.and_then(|client| HeaderValue::try_from(forwarded_value(client, None)).ok())
+                {
                     headers.insert("forwarded", value);
                 }
                 self.tunnel(*authority, *waypoint, headers)

@@ -79,10 +79,8 @@ impl Lookup {
     /// Puts a listener into the map.
     pub fn set(&self, kind: u32, listener: BorrowedFd<'_>) -> io::Result<()> {
         let (key, value) = (kind, listener.as_raw_fd() as u32);
-        let attr = Attr::new()
-            .u32(0, self.map.as_raw_fd() as u32)
-            .pointer(8, &raw const key)
-            .pointer(16, &raw const value);
+        let attr =
+            Attr::new().u32(0, self.map.as_raw_fd() as u32).pointer(8, &raw const key).pointer(16, &raw const value);
         attr.call(MAP_UPDATE).map(drop)
     }
 }
@@ -104,7 +102,7 @@ fn program(map: i32, own: Ipv4Addr) -> Vec<u64> {
     let goto = |to| insn(0x05, 0, 0, to, 0);
     let mut code = vec![
         copy(6, 1),
-        load(2, 8),  // family
+        load(2, 8), // family
         ne(2, 2, PASS),
         load(7, 40), // local_ip4
         load(8, 16), // remote_ip4

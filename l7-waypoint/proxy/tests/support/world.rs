@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use prost::Message;
 use strata_handoff::{AgentMessage, Listener, PodInfo, ProxyMessage, VERSION};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use xds_proto::envoy::google::protobuf::Any;
 use xds_proto::istio::{security, workload as w};
 use xds_proto::type_url;
@@ -177,7 +177,8 @@ impl Control {
         Control { addr, table, generation, _ca: ca }
     }
 
-    fn put(&self, type_url: &str, name: String, value: Vec<u8>) {
+    /// Serves an encoded resource.
+    pub fn put(&self, type_url: &str, name: String, value: Vec<u8>) {
         let any = Any { type_url: type_url.to_owned(), value };
         self.table.lock().unwrap().entry(type_url.to_owned()).or_default().insert(name, Resource::new(any));
         self.generation.send_modify(|generation| *generation += 1);
@@ -221,7 +222,7 @@ pub fn workload(pod: &Pod, name: &str) -> w::Workload {
 }
 
 /// A process that does not outlive its test.
-struct Process(Child);
+pub struct Process(pub Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -235,7 +236,10 @@ pub struct NodeProxy {
     child: Process,
     pub run_dir: tempfile::TempDir,
     pub messages: mpsc::UnboundedReceiver<ProxyMessage>,
+    agent: Option<(oneshot::Sender<()>, oneshot::Receiver<Agent>)>,
 }
+
+type Agent = (Listener, mpsc::UnboundedSender<ProxyMessage>, Vec<Lookup>);
 
 impl NodeProxy {
     /// Starts a proxy for `pods` (namespace and name of the workload) and waits until it listens in all of them.
@@ -254,9 +258,32 @@ impl NodeProxy {
             .unwrap();
         let child = Process(child);
         let (sender, messages) = mpsc::unbounded_channel();
+        let mut proxy = NodeProxy { child, run_dir, messages, agent: None };
+        proxy.serve_agent(agent, sender, Vec::new(), pods).await;
+        proxy.wait_ready().await;
+        proxy
+    }
+
+    /// The agent goes away, and after `meanwhile` comes back with the same pods; returns how often it was given
+    /// the listeners of a pod.
+    pub async fn restart_agent(&mut self, pods: &[(&Pod, &str)], meanwhile: impl FnOnce()) -> usize {
+        let (stop, back) = self.agent.take().unwrap();
+        stop.send(()).unwrap();
+        let (agent, sender, lookups) = back.await.unwrap();
+        meanwhile();
+        self.serve_agent(agent, sender, lookups, pods).await
+    }
+
+    async fn serve_agent(
+        &mut self,
+        agent: Listener,
+        sender: mpsc::UnboundedSender<ProxyMessage>,
+        mut lookups: Vec<Lookup>,
+        pods: &[(&Pod, &str)],
+    ) -> usize {
         let connection = agent.accept().await.unwrap();
         connection.send(&AgentMessage::Hello { version: VERSION, node: "n".to_owned() }, &[]).await.unwrap();
-        let mut lookups = Vec::new();
+        let mut given = 0;
         for (number, (pod, name)) in pods.iter().enumerate() {
             let netns = pod.file();
             let info = PodInfo {
@@ -269,34 +296,42 @@ impl NodeProxy {
                 pod_index: number as u32,
             };
             connection.send(&AgentMessage::PodAdded { pod: info }, &[netns.as_fd()]).await.unwrap();
-            let lookup = Lookup::attach(netns.as_fd(), pod.ip).unwrap();
+            if lookups.len() <= number {
+                lookups.push(Lookup::attach(netns.as_fd(), pod.ip).unwrap());
+            }
             loop {
                 let (message, descriptors) = connection.recv().await.unwrap();
                 match message {
                     ProxyMessage::Listeners { kinds, .. } => {
                         for (kind, listener) in kinds.iter().zip(&descriptors).filter(|(kind, _)| **kind % 2 == 0) {
-                            lookup.set(*kind, listener.as_fd()).unwrap();
+                            lookups[number].set(*kind, listener.as_fd()).unwrap();
                         }
+                        given += 1;
                         break;
                     }
                     ProxyMessage::Hello { .. } => {}
                     other => panic!("unexpected {other:?}"),
                 }
             }
-            lookups.push(lookup);
         }
         connection.send(&AgentMessage::SnapshotSent, &[]).await.unwrap();
+        let (stop, mut stopped) = oneshot::channel();
+        let (give_back, back) = oneshot::channel();
         tokio::spawn(async move {
-            let _keep = (lookups, agent);
-            while let Ok((message, _)) = connection.recv().await {
-                if sender.send(message).is_err() {
-                    return;
+            loop {
+                tokio::select! {
+                    received = connection.recv() => match received {
+                        Ok((message, _)) => drop(sender.send(message)),
+                        Err(_) => break,
+                    },
+                    _ = &mut stopped => break,
                 }
             }
+            drop(connection);
+            let _ = give_back.send((agent, sender, lookups));
         });
-        let proxy = NodeProxy { child, run_dir, messages };
-        proxy.wait_ready().await;
-        proxy
+        self.agent = Some((stop, back));
+        given
     }
 
     pub fn socket(&self) -> std::path::PathBuf {

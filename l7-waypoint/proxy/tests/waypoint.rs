@@ -1,0 +1,233 @@
+//! The waypoint role with what a real istiod sent for a canary by header and weight: HBONE in, HBONE out, all in
+//! one network namespace that owns the pods' addresses. Needs root.
+#![allow(unreachable_pub, dead_code, reason = "support modules are shared by tests")]
+#[path = "support/bpf.rs"]
+mod bpf;
+#[path = "../../identity/tests/support/ca.rs"]
+mod ca;
+#[path = "support/world.rs"]
+mod world;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ca::TOKEN;
+use http::{HeaderMap, StatusCode};
+use l7_hbone::{ConnectError, ConnectRequest, Pool, PoolConfig, PoolKey, Server, Tunnel, accept_tls};
+use l7_identity::{CaClient, CaConfig, IdentityManager};
+use prost::Message;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use world::{Control, Pod, Process, run};
+use xds_model::spiffe::SpiffeId;
+use xds_proto::envoy::envoy::service::discovery::v3::DeltaDiscoveryResponse;
+use xds_proto::type_url;
+
+const WAYPOINT: &str = "10.8.1.60:15008";
+/// reviews.shop in the recorded cluster.
+const REVIEWS: &str = "10.96.1.13:80";
+const ENDPOINTS: [(&str, &str); 6] = [
+    ("10.8.0.13", "v1"),
+    ("fd00:8::d", "v1"),
+    ("10.8.1.13", "v2"),
+    ("fd00:8:0:1::d", "v2"),
+    ("10.8.2.13", "v3"),
+    ("fd00:8:0:2::d", "v3"),
+];
+
+fn recorded(case: &str, file: &str) -> Vec<(String, Vec<u8>)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../integration/testdata/istiod/recorded");
+    let path = |case: &str| -> PathBuf { root.join(case).join("waypoint-shop-waypoint").join(file) };
+    let bytes = std::fs::read(path(case)).or_else(|_| std::fs::read(path("00-base"))).unwrap();
+    let response = DeltaDiscoveryResponse::decode(bytes.as_slice()).unwrap();
+    response.resources.into_iter().map(|r| (r.name, r.resource.unwrap().value)).collect()
+}
+
+fn id(namespace: &str, account: &str) -> SpiffeId {
+    SpiffeId::new("cluster.local", namespace, account).unwrap()
+}
+
+struct Mesh {
+    control: Control,
+    identities: IdentityManager,
+    run_dir: tempfile::TempDir,
+    _waypoint: Process,
+}
+
+impl Mesh {
+    async fn start(case: &str) -> Mesh {
+        let control = Control::start().await;
+        for (url, file) in [
+            (type_url::CLUSTER, "clusters.binpb"),
+            (type_url::ENDPOINT, "endpoints.binpb"),
+            (type_url::LISTENER, "listeners.binpb"),
+            (type_url::WORKLOAD, "workloads.binpb"),
+        ] {
+            for (name, body) in recorded(case, file) {
+                control.put(url, name, body);
+            }
+        }
+        let run_dir = tempfile::tempdir().unwrap();
+        let token = run_dir.path().join("token");
+        std::fs::write(&token, TOKEN).unwrap();
+        let ca = CaConfig {
+            address: format!("http://{}", control.addr),
+            root_ca: None,
+            server_name: None,
+            token: Some(token.clone()),
+            cluster_id: "Kubernetes".to_owned(),
+            impersonate: true,
+            ttl: Duration::from_secs(3600),
+        };
+        let identities = IdentityManager::new(CaClient::new(ca), tokio::runtime::Handle::current());
+        let child = Command::new(env!("CARGO_BIN_EXE_strata-proxy"))
+            .args(["--role", "waypoint", "--gateway", "waypoint", "--namespace", "shop", "--name", "waypoint-b"])
+            .args(["--service-account", "waypoint", "--instance-ip", "10.8.1.60", "--hbone-ip", "10.8.1.60"])
+            .args(["--xds-address", &format!("http://{}", control.addr), "--token-path"])
+            .arg(&token)
+            .arg("--run-dir")
+            .arg(run_dir.path())
+            .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()))
+            .spawn()
+            .unwrap();
+        let mesh = Mesh { control, identities, run_dir, _waypoint: Process(child) };
+        mesh.wait_ready().await;
+        mesh
+    }
+
+    async fn wait_ready(&self) {
+        let socket = self.run_dir.path().join("proxy.sock");
+        for _ in 0..200 {
+            if let Ok(status) = strata_runtime::client::get_json(&socket, "/status").await
+                && status["ready"] == true
+            {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("the waypoint did not become ready");
+    }
+
+    /// A workload's node proxy and application in one: HBONE in, answers HTTP/1.1 with the version.
+    async fn endpoint(&self, ip: &str, version: &'static str) {
+        let addr = SocketAddr::new(ip.parse().unwrap(), 15008);
+        let listener = tokio::net::TcpListener::bind(addr).await.unwrap();
+        let identities = self.identities.clone();
+        tokio::spawn(async move {
+            loop {
+                let (tcp, peer_addr) = listener.accept().await.unwrap();
+                let certificate = identities.certificate(&id("shop", "reviews")).await.unwrap();
+                tokio::spawn(async move {
+                    let (tls, peer) = accept_tls(tcp, &certificate).await.unwrap();
+                    assert_eq!(peer, id("shop", "waypoint"), "the waypoint speaks for itself");
+                    let mut server = Server::handshake(tls, peer, peer_addr).await.unwrap();
+                    while let Ok(Some(inbound)) = server.accept().await {
+                        tokio::spawn(answer(inbound.accept(HeaderMap::new()).unwrap(), version));
+                    }
+                });
+            }
+        });
+    }
+
+    async fn connect(&self, pool: &Pool, authority: &str) -> Result<Tunnel, ConnectError> {
+        let addr: SocketAddr = WAYPOINT.parse().unwrap();
+        let client = IpAddr::from([10, 8, 0, 11]);
+        let key = PoolKey::new(id("shop", "checkout"), vec![id("shop", "waypoint")], addr, Some(client));
+        let request = ConnectRequest { key, authority: authority.into(), headers: HeaderMap::new() };
+        pool.connect(request, move || async move {
+            let socket = tokio::net::TcpSocket::new_v4()?;
+            socket.bind(SocketAddr::new(client, 0))?;
+            socket.connect(addr).await
+        })
+        .await
+    }
+}
+
+async fn read_head(tunnel: &mut Tunnel) -> Option<String> {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        match tunnel.read(&mut byte).await {
+            Ok(1) => head.push(byte[0]),
+            _ => return None,
+        }
+    }
+    Some(String::from_utf8(head).unwrap().to_ascii_lowercase())
+}
+
+async fn answer(mut tunnel: Tunnel, version: &str) {
+    assert!(tunnel.authority().ends_with(":8080"), "{}", tunnel.authority());
+    while read_head(&mut tunnel).await.is_some() {
+        let text = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{version}", version.len());
+        if tunnel.write_all(text.as_bytes()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// One request on an open tunnel: status and body.
+async fn get(tunnel: &mut Tunnel, headers: &str) -> (u16, String) {
+    let request = format!("GET /reviews HTTP/1.1\r\nhost: reviews.shop\r\n{headers}\r\n");
+    tunnel.write_all(request.as_bytes()).await.unwrap();
+    let head = read_head(tunnel).await.expect("an answer");
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap_or("0").parse().unwrap();
+    let mut body = vec![0; length];
+    tunnel.read_exact(&mut body).await.unwrap();
+    (status, String::from_utf8(body).unwrap())
+}
+
+#[test]
+fn istiods_canary_is_served_over_hbone() {
+    let pod = Pod::new("h3-w", [10, 8, 1, 60].into());
+    run("ip -n h3-w address add 10.8.1.60/32 dev lo; ip -n h3-w address add 10.8.0.11/32 dev lo");
+    for (ip, _) in ENDPOINTS {
+        let length = if ip.contains(':') { 128 } else { 32 };
+        run(&format!("ip -n h3-w address add {ip}/{length} dev lo nodad"));
+    }
+    let scene = pod.run(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(canary());
+    });
+    scene.join().unwrap();
+}
+
+async fn canary() {
+    let mesh = Arc::new(Mesh::start("03-header-canary").await);
+    for (ip, version) in ENDPOINTS {
+        mesh.endpoint(ip, version).await;
+    }
+    let pool = Pool::new(mesh.identities.clone(), PoolConfig::default());
+    let mut tunnel = mesh.connect(&pool, REVIEWS).await.unwrap();
+    for _ in 0..20 {
+        assert_eq!(get(&mut tunnel, "x-user: jason\r\n").await, (200, "v2".to_owned()));
+    }
+    let mut seen = BTreeMap::<String, u32>::new();
+    for _ in 0..400 {
+        let (status, version) = get(&mut tunnel, "").await;
+        assert_eq!(status, 200, "{version}");
+        *seen.entry(version).or_default() += 1;
+    }
+    let count = |version: &str| seen.get(version).copied().unwrap_or_default();
+    assert_eq!((count("v3"), count("v1") + count("v2")), (0, 400), "{seen:?}");
+    assert!((320..=395).contains(&count("v1")), "90 of 100 go to v1: {seen:?}");
+
+    // A destination the waypoint does not serve.
+    let outcome = mesh.connect(&pool, "10.99.99.99:80").await;
+    match outcome {
+        Err(ConnectError::Refused { status, .. }) => assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE),
+        Ok(mut tunnel) => assert!(!matches!(tunnel.read(&mut [0; 1]).await, Ok(1)), "served an unknown destination"),
+        Err(error) => panic!("{error}"),
+    }
+    let metrics = strata_runtime::client::get_text(&mesh.run_dir.path().join("proxy.sock"), "/metrics").await.unwrap();
+    let counted = metrics.lines().any(|line| {
+        line.starts_with("istio_requests_total")
+            && line.contains("source_principal=\"spiffe://cluster.local/ns/shop/sa/checkout\"")
+            && line.contains("destination_service=\"reviews.shop.svc.cluster.local\"")
+            && line.contains("response_code=\"200\"")
+    });
+    assert!(counted, "{metrics}");
+}
