@@ -1,10 +1,12 @@
 //! `strata exec`: a command inside a pod of the lab, as `kubectl exec` in a cluster.
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 use strata_lab::Description;
+
+use crate::parts;
 
 /// Run a command in a pod's network namespace and cgroup.
 #[derive(clap::Args)]
@@ -22,18 +24,14 @@ pub(crate) struct Exec {
 }
 
 impl Exec {
-    pub(crate) fn run(self) -> Result<ExitCode> {
+    pub(crate) fn run(self, run_dir: Option<&Path>) -> Result<ExitCode> {
         let Some((namespace, name)) = self.pod.split_once('/') else {
             bail!("{:?}: a pod is written NAMESPACE/NAME, such as shop/checkout-1", self.pod);
         };
-        let labs = strata_lab::running()?;
-        if labs.is_empty() {
-            bail!(
-                "no mesh is running here; start one in another terminal, as root:\n  strata up manifests/samples/shop"
-            );
-        }
-        let places = labs.iter().filter_map(|lab| place(lab, namespace, name));
-        let Some((netns, cgroup)) = places.into_iter().next() else {
+        let Some(lab) = parts::lab(run_dir)? else {
+            bail!("no mesh is running here\n\n{}", parts::HOW_TO_START);
+        };
+        let Some((netns, cgroup)) = place(&lab, namespace, name) else {
             bail!("no pod {} runs; `strata status` lists them", self.pod);
         };
         std::fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string())

@@ -61,7 +61,7 @@ async fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Up(up) => up.run().await,
         Command::Demo(demo) => demo.run().await,
-        Command::Exec(exec) => exec.run(),
+        Command::Exec(exec) => exec.run(run_dir.as_deref()),
         Command::Status(status) => status.run(run_dir.as_deref()).await,
         Command::Observe(observe) => observe.run(run_dir.as_deref()).await,
     };

@@ -2,6 +2,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+use strata_lab::Description;
 
 /// How deep below the run folder sockets are looked for: the lab has one folder for each node.
 const DEPTH: usize = 3;
@@ -42,28 +43,37 @@ impl Part {
 /// Where a node's processes keep their sockets when nothing else is said.
 const DEFAULT: &str = "/run/strata";
 
+/// What to do when there is none.
+pub(crate) const HOW_TO_START: &str = "Start one in another terminal, as root:\n  strata up manifests/samples/shop";
+
+/// The mesh that `strata up` or `strata demo` runs in this folder; without a folder the only one on this machine.
+///
+/// # Errors
+/// Several run and none was named.
+pub(crate) fn lab(run_dir: Option<&Path>) -> Result<Option<Description>> {
+    let mut labs = strata_lab::running()?;
+    labs.retain(|lab| run_dir.is_none_or(|run_dir| lab.pods.parent() == Some(run_dir)));
+    if labs.len() > 1 {
+        let folders = labs.iter().filter_map(|lab| lab.pods.parent());
+        let names: Vec<String> = folders.map(|folder| format!("  strata --run-dir {} ...", folder.display())).collect();
+        bail!("several meshes run on this machine; say which one is meant:\n{}", names.join("\n"));
+    }
+    Ok(labs.pop())
+}
+
 /// Every admin socket below the folder; without one, of the mesh that runs on this machine.
 ///
 /// # Errors
 /// There is none: the error says how to start a mesh.
 pub(crate) fn find(run_dir: Option<&Path>) -> Result<Vec<Part>> {
-    let labs: Vec<PathBuf> = match run_dir {
-        Some(_) => Vec::new(),
-        None => strata_lab::running()?.iter().filter_map(|lab| Some(lab.pods.parent()?.to_owned())).collect(),
-    };
-    if let [_, _, ..] = labs[..] {
-        let names: Vec<String> = labs.iter().map(|lab| format!("  strata --run-dir {} ...", lab.display())).collect();
-        bail!("several meshes run on this machine; say which one is meant:\n{}", names.join("\n"));
-    }
-    let run_dir = run_dir.or(labs.first().map(PathBuf::as_path)).unwrap_or(Path::new(DEFAULT));
+    let lab = if run_dir.is_some() { None } else { lab(None)? };
+    let run_dir = run_dir.or(lab.as_ref().and_then(|lab| lab.pods.parent())).unwrap_or(Path::new(DEFAULT));
     let mut parts = Vec::new();
     collect(run_dir, DEPTH, &mut parts);
     parts.sort();
     if parts.is_empty() {
         bail!(
-            "no mesh is running here: {} holds no admin socket\n\
-             \n\
-             Start one in another terminal, as root:\n  strata up manifests/samples/shop\n\
+            "no mesh is running here: {} holds no admin socket\n\n{HOW_TO_START}\n\
              or, if one runs elsewhere, say where:\n  strata --run-dir DIR status",
             run_dir.display()
         );

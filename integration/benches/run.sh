@@ -1,5 +1,8 @@
 #!/usr/bin/env bash
-# Runs every benchmark with the binaries `make bench` built and prints their tables.
+# Runs every benchmark with the binaries `make bench` built and prints their tables; several minutes.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-target/bench-lto/strata-bench http "$@"
+echo "HTTP/1.1, one worker each, a header route and a 90/10 split to two upstreams:"
+target/bench-lto/strata-bench http
+echo "Between two pods, everything on one CPU:"
+taskset -c 0 target/bench-lto/strata-bench l4

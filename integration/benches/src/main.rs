@@ -3,6 +3,7 @@
 //!
 //! Variants are interleaved and repeated, the median by CPU counts: the machines this runs on are shared and
 //! noisy, so ratios of one run are worth something and absolute figures little.
+mod l4;
 mod measure;
 mod peers;
 
@@ -41,11 +42,19 @@ enum Command {
         #[arg(long)]
         engine: Option<PathBuf>,
     },
+    /// Round trips and throughput between pods: plain veth, DIRECT, node proxy, HBONE. Needs root. Run it under
+    /// `taskset -c 0`: waking a second, idle virtual CPU costs more than what is measured.
+    L4 {
+        /// Runs of each path.
+        #[arg(long, default_value_t = 3)]
+        runs: u32,
+    },
 }
 
 fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Http { seconds, connections, runs, engine } => http(seconds, connections, runs, engine),
+        Command::L4 { runs } => l4::run(runs),
     }
 }
 
@@ -84,7 +93,6 @@ fn url(peer: &Peer) -> String {
 fn print(variants: &[Peer], medians: &[Sample]) -> Result<()> {
     let envoy = variants.iter().position(|variant| variant.name == "envoy").context("envoy is the yardstick")?;
     let mut table = Table::new();
-    table.load_style(comfy_table::TableStyle::default());
     table.set_header(["proxy, 1 worker", "requests/s", "CPU us/request", "/ Envoy", "p50 ms", "p99 ms"]);
     for (variant, sample) in variants.iter().zip(medians) {
         table.add_row([

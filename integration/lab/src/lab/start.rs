@@ -36,35 +36,17 @@ impl Lab {
         let lock = cleanup::lock(&options.id)?;
         cleanup::remove(&options.id)?;
         cleanup::sweep()?;
-        for folder in ["logs", "status", "edits", "pods", "control"] {
-            let folder = paths.root.join(folder);
-            fs::create_dir_all(&folder).doing(folder.display())?;
-        }
-        fs::create_dir_all(&paths.cgroup).doing(paths.cgroup.display())?;
-        let live = live_folder(&options, &paths)?;
-        let snapshot = DirectorySource::new(vec![live.clone()]).load();
-        if let Some(fault) = snapshot.errors().next() {
-            return Err(LabError::Other(fault.to_string()));
-        }
-        let nodes = network::nodes(&snapshot.objects)?;
-        let description = describe(&paths, &nodes, &live);
-        let xds_address = xds_address(&nodes)?;
-        let kubelet =
-            |node: &Node| Mutex::new(Kubelet::new(&node.name, paths.clone(), bin.clone(), xds_address.clone()));
-        let inner = Arc::new(Inner {
-            kubelets: nodes.iter().map(kubelet).collect(),
-            processes: Mutex::new(BTreeMap::new()),
-            objects: RwLock::new(snapshot),
-            stopping: AtomicBool::new(false),
-            paths,
-            bin,
-            live,
-            nodes,
-            description,
-        });
-        let watcher = Some(watcher(&inner)?);
+        let prepared = prepare(&options, paths, bin).and_then(|inner| Ok((watcher(&inner)?, inner)));
+        let (watcher, inner) = prepared.inspect_err(|_| {
+            // The error that stopped us is the one to show.
+            let _ = cleanup::remove(&options.id);
+            let _ = fs::remove_file(Paths::lock_file(&options.id));
+        })?;
+        let xds_address = xds_address(&inner.nodes)?;
+        let inner = Arc::new(inner);
         // From here on dropping cleans up.
-        let mut lab = Lab { inner, threads: Vec::new(), watcher, keep_logs: options.keep_logs, _lock: lock };
+        let mut lab =
+            Lab { inner, threads: Vec::new(), watcher: Some(watcher), keep_logs: options.keep_logs, _lock: lock };
         lab.bring_up(&xds_address)?;
         Ok(lab)
     }
@@ -192,6 +174,35 @@ impl Inner {
         };
         vec![spec("gateway", gateway.collect()), spec("issuer", issuer.collect())]
     }
+}
+
+/// Folders and what the objects say; nothing runs yet.
+fn prepare(options: &Options, paths: Paths, bin: PathBuf) -> Result<Inner> {
+    for folder in ["logs", "status", "edits", "pods", "control"] {
+        let folder = paths.root.join(folder);
+        fs::create_dir_all(&folder).doing(folder.display())?;
+    }
+    fs::create_dir_all(&paths.cgroup).doing(paths.cgroup.display())?;
+    let live = live_folder(options, &paths)?;
+    let snapshot = DirectorySource::new(vec![live.clone()]).load();
+    if let Some(fault) = snapshot.errors().next() {
+        return Err(LabError::Other(fault.to_string()));
+    }
+    let nodes = network::nodes(&snapshot.objects)?;
+    let description = describe(&paths, &nodes, &live);
+    let xds_address = xds_address(&nodes)?;
+    let kubelet = |node: &Node| Mutex::new(Kubelet::new(&node.name, paths.clone(), bin.clone(), xds_address.clone()));
+    Ok(Inner {
+        kubelets: nodes.iter().map(kubelet).collect(),
+        processes: Mutex::new(BTreeMap::new()),
+        objects: RwLock::new(snapshot),
+        stopping: AtomicBool::new(false),
+        paths,
+        bin,
+        live,
+        nodes,
+        description,
+    })
 }
 
 fn flags(flags: &[(&str, String)]) -> Vec<String> {

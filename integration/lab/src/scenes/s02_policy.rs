@@ -116,7 +116,7 @@ fn opening(stage: &mut Stage<'_>, piece: &str, what: &str) -> Result<()> {
     let running = stage.spawn(
         "frontend-1",
         "call",
-        &format!("http://{PAYMENTS}/ --count 0 --rate 200 --duration 2s --timeout 250ms --new-connection --samples"),
+        &format!("http://{PAYMENTS}/ --count 0 --rate 200 --concurrency 8 --duration 2s --timeout 250ms --new-connection --samples"),
     )?;
     std::thread::sleep(Duration::from_millis(700));
     let saved = stage.place(piece)?;
@@ -146,7 +146,7 @@ fn edited(stage: &mut Stage<'_>) -> Result<()> {
     let running = stage.spawn(
         "frontend-1",
         "call",
-        &format!("http://{PAYMENTS}/ --count 0 --rate 200 --duration 2s --timeout 250ms --new-connection --samples"),
+        &format!("http://{PAYMENTS}/ --count 0 --rate 200 --concurrency 8 --duration 2s --timeout 250ms --new-connection --samples"),
     )?;
     std::thread::sleep(Duration::from_millis(700));
     stage.type_this("edit policy.yaml there: add the frontend to ingress.from");

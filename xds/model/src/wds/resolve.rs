@@ -92,6 +92,25 @@ impl Mesh {
         Ok(to_workload(dst, dst.port(), peer))
     }
 
+    /// The key of the waypoint's service that a connection of `source` to `dst` goes through with this seed, whether
+    /// or not the waypoint has endpoints.
+    pub fn waypoint_towards(&self, source: &Workload, dst: SocketAddr, seed: u64) -> Option<&str> {
+        let ip = unmapped(dst).ip();
+        let waypoint = match self.service_by_address(&source.network, ip, &source.namespace) {
+            Some(service) => pick_waypoint(service, seed)?,
+            None => self.workload_by_address(&source.network, ip)?.waypoint.as_ref()?,
+        };
+        if self.is_waypoint_itself(waypoint, source) {
+            return None;
+        }
+        match &waypoint.destination {
+            GatewayDestination::Service(key) => Some(key),
+            GatewayDestination::Address { network, ip } => {
+                self.service_by_address(network, *ip, &source.namespace).map(|service| &*service.key)
+            }
+        }
+    }
+
     fn resolve_service(
         &self,
         source: &Workload,
