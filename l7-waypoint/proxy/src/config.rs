@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use l7_identity::CaConfig;
 use serde_json::json;
+use xds_proto::type_url;
 
 /// Release of Istio whose control plane protocol this proxy speaks.
 const ISTIO_VERSION: &str = "1.31.0";
@@ -90,6 +91,10 @@ pub(crate) struct Flags {
     /// Grant the kernel short-cut between pods of this node where only L4 policy applies.
     #[arg(long, value_enum, default_value_t = Switch::On)]
     pub shortcut: Switch,
+    /// Serve this waypoint (its Gateway has `strata.io/placement: node`) for our own pods here, without a hop to a
+    /// pod of it (role node). May be repeated.
+    #[arg(long = "placed-waypoint", value_name = "NAMESPACE/GATEWAY")]
+    pub placed_waypoints: Vec<GatewayName>,
     /// How long open connections may go on after SIGTERM.
     #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE_SECONDS", default_value_t = 5)]
     pub drain_seconds: u64,
@@ -99,6 +104,26 @@ pub(crate) struct Flags {
 pub(crate) enum Role {
     Node,
     Waypoint,
+}
+
+/// A Gateway by namespace and name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct GatewayName {
+    pub namespace: String,
+    pub gateway: String,
+}
+
+impl std::str::FromStr for GatewayName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<GatewayName, String> {
+        match text.split_once('/') {
+            Some((namespace, gateway)) if !namespace.is_empty() && !gateway.is_empty() && !gateway.contains('/') => {
+                Ok(GatewayName { namespace: namespace.to_owned(), gateway: gateway.to_owned() })
+            }
+            _ => Err("expected NAMESPACE/GATEWAY".to_owned()),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -123,6 +148,19 @@ impl Flags {
             impersonate: self.role == Role::Node,
             ttl: Duration::from_secs(24 * 3600),
         }
+    }
+
+    /// The xDS client's configuration of a waypoint placed on this node: the node's token, the waypoint's name.
+    pub(crate) fn placed_xds(&self, waypoint: &GatewayName) -> xds_client::Config {
+        let flags = Flags {
+            role: Role::Waypoint,
+            name: waypoint.gateway.clone(),
+            namespace: waypoint.namespace.clone(),
+            service_account: waypoint.gateway.clone(),
+            gateway: Some(waypoint.gateway.clone()),
+            ..self.clone()
+        };
+        flags.xds(&[type_url::CLUSTER, type_url::ENDPOINT, type_url::LISTENER])
     }
 
     /// The xDS client's configuration for `types`.

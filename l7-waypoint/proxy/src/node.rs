@@ -6,6 +6,7 @@ mod live;
 mod local;
 mod outbound;
 mod passthrough;
+mod placed;
 mod pods;
 
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::telemetry::Telemetry;
 use crate::workers::Workers;
 use grants::Grants;
 use live::Live;
+use placed::{Captured, Placed};
 use pods::{Pod, Pods};
 
 /// Messages to the agent that may wait for the socket.
@@ -44,6 +46,8 @@ pub(crate) struct Shared {
     pub telemetry: Telemetry,
     pub grants: Grants,
     pub live: Live,
+    /// Waypoints served here.
+    pub placed: Vec<Placed>,
     pub agent: mpsc::Sender<ProxyMessage>,
     /// Taken when the drain starts: only connections that are open by then hold it up.
     drain: Mutex<Option<drain::Watch>>,
@@ -53,6 +57,8 @@ pub(crate) struct Shared {
 pub(crate) struct Worker {
     pub shared: Arc<Shared>,
     pub pool: Pool,
+    /// To this thread's engines, as `Shared::placed` lists them.
+    placed: Vec<mpsc::Sender<Captured>>,
 }
 
 impl Shared {
@@ -92,28 +98,37 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     });
     let identities = IdentityManager::new(CaClient::new(flags.ca()), tokio::runtime::Handle::current());
     let (agent, messages) = mpsc::channel(AGENT_QUEUE);
+    let telemetry = Telemetry::new(&registry);
+    let (placed, placed_handlers) = placed::placements(&flags, &telemetry.events())?;
     let shared = Arc::new(Shared {
         mesh: mesh.clone(),
         identities: identities.clone(),
         pods: Pods::default(),
-        telemetry: Telemetry::new(&registry),
+        telemetry,
         grants: Grants::new(flags.shortcut == Switch::On, mesh.clone(), agent.clone()),
         live: Live::default(),
+        placed,
         agent,
         drain: Mutex::new(Some(watch.clone())),
     });
     let state = shared.clone();
     let workers = Workers::start(flags.concurrency, &watch, move |_| {
         let pool = Pool::new(state.identities.clone(), PoolConfig::default());
-        Arc::new(Worker { pool, shared: state.clone() })
+        let placed = placed::engines(&state.placed, &state.mesh, &pool);
+        Arc::new(Worker { pool, shared: state.clone(), placed })
     })
     .context("data-plane threads")?;
 
     crate::admin::serve_node(&flags, &shared, readiness.clone(), registry.clone(), watch.clone()).await?;
+    let xds_metrics = xds_client::Metrics::register(&registry);
+    for placed in &shared.placed {
+        shared.identities.prefetch(&placed.own);
+    }
+    placed::follow(&flags, placed_handlers, &xds_metrics, &watch);
     let xds = xds_client::run(
         flags.xds(&[type_url::ADDRESS, type_url::AUTHORIZATION]),
         MeshHandler { builder },
-        xds_client::Metrics::register(&registry),
+        xds_metrics,
         readiness.task("xds"),
         watch.clone(),
     );

@@ -1,7 +1,7 @@
 //! Role waypoint: requests behind HBONE, governed by the snapshot compiled from xDS.
-mod config;
-mod connector;
-mod peers;
+pub(crate) mod config;
+pub(crate) mod connector;
+pub(crate) mod peers;
 mod server;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -52,6 +52,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     let listening = CancellationToken::new();
     let workers = {
         let (identities, mesh, own, snapshot) = (identities.clone(), mesh.clone(), own.clone(), snapshot.clone());
+        let engines = engines.clone();
         Workers::start(flags.concurrency, &watch, move |_| {
             let pool = Pool::new(identities.clone(), PoolConfig::default());
             let connector = HboneConnector::new(pool, own.clone(), mesh.clone(), snapshot.clone());
@@ -67,7 +68,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
         .context("data-plane threads")?
     };
 
-    let (handler, state) = Handler::new(builder, snapshot);
+    let (handler, state) = Handler::new(Some(builder), engines, snapshot);
     serve_admin(&flags, &state, &identities, &telemetry, readiness.clone(), registry.clone(), &watch).await?;
     let types = [type_url::CLUSTER, type_url::ENDPOINT, type_url::LISTENER, type_url::WORKLOAD];
     let metrics = xds_client::Metrics::register(&registry);

@@ -9,6 +9,7 @@ mod ca;
 mod world;
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,7 +22,7 @@ use l7_hbone::{ConnectError, ConnectRequest, Pool, PoolConfig, PoolKey, Server, 
 use l7_identity::{CaClient, CaConfig, IdentityManager};
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use world::{Control, Pod, Process, run};
+use world::{Control, NodeProxy, Pod, Process, link, run, workload};
 use xds_model::spiffe::SpiffeId;
 use xds_proto::envoy::envoy::service::discovery::v3::DeltaDiscoveryResponse;
 use xds_proto::type_url;
@@ -39,8 +40,12 @@ const ENDPOINTS: [(&str, &str); 6] = [
 ];
 
 fn recorded(case: &str, file: &str) -> Vec<(String, Vec<u8>)> {
+    recorded_for("waypoint-shop-waypoint", case, file)
+}
+
+fn recorded_for(client: &str, case: &str, file: &str) -> Vec<(String, Vec<u8>)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../integration/testdata/istiod/recorded");
-    let path = |case: &str| -> PathBuf { root.join(case).join("waypoint-shop-waypoint").join(file) };
+    let path = |case: &str| -> PathBuf { root.join(case).join(client).join(file) };
     let bytes = std::fs::read(path(case)).or_else(|_| std::fs::read(path("00-base"))).unwrap();
     let response = DeltaDiscoveryResponse::decode(bytes.as_slice()).unwrap();
     response.resources.into_iter().map(|r| (r.name, r.resource.unwrap().value)).collect()
@@ -60,29 +65,14 @@ struct Mesh {
 impl Mesh {
     async fn start(case: &str) -> Mesh {
         let control = Control::start().await;
-        for (url, file) in [
-            (type_url::CLUSTER, "clusters.binpb"),
-            (type_url::ENDPOINT, "endpoints.binpb"),
-            (type_url::LISTENER, "listeners.binpb"),
-            (type_url::WORKLOAD, "workloads.binpb"),
-        ] {
-            for (name, body) in recorded(case, file) {
-                control.put(url, name, body);
-            }
+        serve_recorded(&control, case);
+        for (name, body) in recorded(case, "workloads.binpb") {
+            control.put(type_url::WORKLOAD, name, body);
         }
         let run_dir = tempfile::tempdir().unwrap();
         let token = run_dir.path().join("token");
         std::fs::write(&token, TOKEN).unwrap();
-        let ca = CaConfig {
-            address: format!("http://{}", control.addr),
-            root_ca: None,
-            server_name: None,
-            token: Some(token.clone()),
-            cluster_id: "Kubernetes".to_owned(),
-            impersonate: true,
-            ttl: Duration::from_secs(3600),
-        };
-        let identities = IdentityManager::new(CaClient::new(ca), tokio::runtime::Handle::current());
+        let identities = identities(&control, &token);
         let child = Command::new(env!("CARGO_BIN_EXE_strata-proxy"))
             .args(["--role", "waypoint", "--gateway", "waypoint", "--namespace", "shop", "--name", "waypoint-b"])
             .args(["--service-account", "waypoint", "--instance-ip", "10.8.1.60", "--hbone-ip", "10.8.1.60"])
@@ -111,27 +101,6 @@ impl Mesh {
         panic!("the waypoint did not become ready");
     }
 
-    /// A workload's node proxy and application in one: HBONE in, answers HTTP/1.1 with the version.
-    async fn endpoint(&self, ip: &str, version: &'static str) {
-        let addr = SocketAddr::new(ip.parse().unwrap(), 15008);
-        let listener = tokio::net::TcpListener::bind(addr).await.unwrap();
-        let identities = self.identities.clone();
-        tokio::spawn(async move {
-            loop {
-                let (tcp, peer_addr) = listener.accept().await.unwrap();
-                let certificate = identities.certificate(&id("shop", "reviews")).await.unwrap();
-                tokio::spawn(async move {
-                    let (tls, peer) = accept_tls(tcp, &certificate).await.unwrap();
-                    assert_eq!(peer, id("shop", "waypoint"), "the waypoint speaks for itself");
-                    let mut server = Server::handshake(tls, peer, peer_addr).await.unwrap();
-                    while let Ok(Some(inbound)) = server.accept().await {
-                        tokio::spawn(answer(inbound.accept(HeaderMap::new()).unwrap(), version));
-                    }
-                });
-            }
-        });
-    }
-
     async fn connect(&self, pool: &Pool, authority: &str) -> Result<Tunnel, ConnectError> {
         let addr: SocketAddr = WAYPOINT.parse().unwrap();
         let client = IpAddr::from([10, 8, 0, 11]);
@@ -144,6 +113,53 @@ impl Mesh {
         })
         .await
     }
+}
+
+/// The configuration of waypoint shop/waypoint.
+fn serve_recorded(control: &Control, case: &str) {
+    for (url, file) in [
+        (type_url::CLUSTER, "clusters.binpb"),
+        (type_url::ENDPOINT, "endpoints.binpb"),
+        (type_url::LISTENER, "listeners.binpb"),
+    ] {
+        for (name, body) in recorded(case, file) {
+            control.put(url, name, body);
+        }
+    }
+}
+
+fn identities(control: &Control, token: &Path) -> IdentityManager {
+    let ca = CaConfig {
+        address: format!("http://{}", control.addr),
+        root_ca: None,
+        server_name: None,
+        token: Some(token.to_owned()),
+        cluster_id: "Kubernetes".to_owned(),
+        impersonate: true,
+        ttl: Duration::from_secs(3600),
+    };
+    IdentityManager::new(CaClient::new(ca), tokio::runtime::Handle::current())
+}
+
+/// A workload's node proxy and application in one: HBONE in, answers HTTP/1.1 with the version.
+async fn endpoint(identities: &IdentityManager, ip: &str, version: &'static str) {
+    let addr = SocketAddr::new(ip.parse().unwrap(), 15008);
+    let listener = tokio::net::TcpListener::bind(addr).await.unwrap();
+    let identities = identities.clone();
+    tokio::spawn(async move {
+        loop {
+            let (tcp, peer_addr) = listener.accept().await.unwrap();
+            let certificate = identities.certificate(&id("shop", "reviews")).await.unwrap();
+            tokio::spawn(async move {
+                let (tls, peer) = accept_tls(tcp, &certificate).await.unwrap();
+                assert_eq!(peer, id("shop", "waypoint"), "the waypoint speaks for itself");
+                let mut server = Server::handshake(tls, peer, peer_addr).await.unwrap();
+                while let Ok(Some(inbound)) = server.accept().await {
+                    tokio::spawn(answer(inbound.accept(HeaderMap::new()).unwrap(), version));
+                }
+            });
+        }
+    });
 }
 
 async fn read_head(tunnel: &mut Tunnel) -> Option<String> {
@@ -198,7 +214,7 @@ fn istiods_canary_is_served_over_hbone() {
 async fn canary() {
     let mesh = Arc::new(Mesh::start("03-header-canary").await);
     for (ip, version) in ENDPOINTS {
-        mesh.endpoint(ip, version).await;
+        endpoint(&mesh.identities, ip, version).await;
     }
     let pool = Pool::new(mesh.identities.clone(), PoolConfig::default());
     let mut tunnel = mesh.connect(&pool, REVIEWS).await.unwrap();
@@ -230,4 +246,78 @@ async fn canary() {
             && line.contains("response_code=\"200\"")
     });
     assert!(counted, "{metrics}");
+}
+
+/// A node proxy with the waypoint in it, no pod of the waypoint anywhere.
+#[test]
+fn a_waypoint_placed_on_the_node_governs_captured_connections() {
+    let node = Pod::new("k1-n", [10, 8, 0, 250].into());
+    let client = Pod::new("k1-c", [10, 8, 0, 99].into());
+    link(&client, &node, "eth0");
+    client.rules();
+    for (ip, _) in ENDPOINTS {
+        let length = if ip.contains(':') { 128 } else { 32 };
+        run(&format!("ip -n k1-n address add {ip}/{length} dev lo nodad"));
+    }
+    let scene = node.run(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(placed(Arc::new(client)));
+    });
+    scene.join().unwrap();
+}
+
+/// One request of an application in `pod`; what comes back until the connection ends.
+async fn captured_get(pod: &Arc<Pod>, header: &'static str) -> String {
+    let pod = pod.clone();
+    let work = move || -> std::io::Result<String> {
+        let mut stream = pod.connect(REVIEWS, true)?;
+        let request = format!("GET /reviews HTTP/1.1\r\nhost: reviews.shop\r\nconnection: close\r\n{header}\r\n");
+        stream.write_all(request.as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    tokio::task::spawn_blocking(work).await.unwrap().unwrap_or_default()
+}
+
+async fn placed(client: Arc<Pod>) {
+    let control = Control::start().await;
+    for (name, body) in recorded_for("node", "00-base", "address.binpb") {
+        control.put(type_url::ADDRESS, name, body);
+    }
+    control.workload(workload(&client, "checkout"));
+    let flags = ["--placed-waypoint", "shop/waypoint"];
+    let proxy = NodeProxy::start_with(&control, &[(&*client, "checkout")], &flags).await;
+    let identities = identities(&control, &proxy.run_dir.path().join("token"));
+    for (ip, version) in ENDPOINTS {
+        endpoint(&identities, ip, version).await;
+    }
+
+    // Without its configuration nothing passes.
+    assert_eq!(captured_get(&client, "x-user: jason\r\n").await, "");
+
+    serve_recorded(&control, "03-header-canary");
+    let mut status = serde_json::Value::Null;
+    for _ in 0..200 {
+        status = strata_runtime::client::get_json(&proxy.socket(), "/status").await.unwrap();
+        if status["placed_waypoints"][0]["configured"] == true {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let shown = &status["placed_waypoints"][0];
+    assert_eq!((&shown["gateway"], &shown["configured"]), (&"waypoint".into(), &true.into()), "{status}");
+    for _ in 0..20 {
+        let answer = captured_get(&client, "x-user: jason\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("v2"), "{answer:?}");
+    }
+    let mut seen = BTreeMap::<String, u32>::new();
+    for _ in 0..100 {
+        let answer = captured_get(&client, "").await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
+        *seen.entry(answer[answer.len() - 2..].to_owned()).or_default() += 1;
+    }
+    let count = |version: &str| seen.get(version).copied().unwrap_or_default();
+    assert_eq!((count("v3"), count("v1") + count("v2")), (0, 100), "{seen:?}");
+    assert!(count("v1") > count("v2"), "90 of 100 go to v1: {seen:?}");
 }

@@ -32,6 +32,7 @@ pub(crate) fn status(shared: &Shared, pending: &[String]) -> Value {
         "connections": shared.live.subjects().len(),
         "pods": pods,
         "certificates": certificates,
+        "placed_waypoints": shared.placed.iter().map(|placed| placed.status()).collect::<Vec<_>>(),
         "short_cuts": shared.grants.in_force(),
     })
 }

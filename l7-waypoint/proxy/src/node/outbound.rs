@@ -10,6 +10,7 @@ use xds_model::spiffe::SpiffeId;
 use xds_model::wds::{Peer, ResolveError, Service, Upstream, Via, Workload, WorkloadType, unmapped};
 
 use super::live::Subject;
+use super::placed::Captured;
 use super::pods::Pod;
 use super::{CONNECT_TIMEOUT, Worker, local};
 use crate::copy;
@@ -72,7 +73,11 @@ impl Outbound {
             return self.fail(Failure::connect("the control plane does not know the source workload"));
         };
         self.report.source = Some(source.clone());
-        match self.resolve(&source, original) {
+        let seed = rand::random();
+        if let Some(number) = self.placed(&source, original, seed) {
+            return self.govern(number, original).await;
+        }
+        match self.resolve(&source, original, seed) {
             Err(error) => {
                 self.report.service =
                     self.worker.shared.mesh.load().service_by_vip(original.ip(), &source.namespace).cloned();
@@ -111,10 +116,10 @@ impl Outbound {
 
     /// The kernel draws a backend first and keeps the connection to itself if it holds a short-cut to it. What comes
     /// here was drawn for another one: endpoints behind a short-cut have had their share and are drawn again.
-    fn resolve(&self, source: &Workload, original: SocketAddr) -> Result<Upstream, ResolveError> {
+    fn resolve(&self, source: &Workload, original: SocketAddr, seed: u64) -> Result<Upstream, ResolveError> {
         let shared = &self.worker.shared;
         let mesh = shared.mesh.load();
-        let mut upstream = mesh.resolve_outbound(source, original, rand::random())?;
+        let mut upstream = mesh.resolve_outbound(source, original, seed)?;
         for _ in 1..MAX_DRAWS {
             let Upstream::Hbone { authority, via: Via::Endpoint, .. } = &upstream else { break };
             if *authority == original || !shared.grants.holds(self.report.src.ip(), *authority) {
@@ -123,6 +128,34 @@ impl Outbound {
             upstream = mesh.resolve_outbound(source, original, rand::random())?;
         }
         Ok(upstream)
+    }
+
+    /// The waypoint placed on this node that the connection goes through, as an index.
+    fn placed(&self, source: &Workload, original: SocketAddr, seed: u64) -> Option<usize> {
+        let shared = &self.worker.shared;
+        if shared.placed.is_empty() {
+            return None;
+        }
+        let mesh = shared.mesh.load();
+        let key = mesh.waypoint_towards(source, original, seed)?;
+        shared.placed.iter().position(|placed| placed.is(key))
+    }
+
+    /// Hands the connection to the engine of a waypoint placed here, which reports it from then on.
+    async fn govern(mut self, number: usize, original: SocketAddr) {
+        let shared = self.worker.shared.clone();
+        let (Some(placed), Some(engine)) = (shared.placed.get(number), self.worker.placed.get(number)) else { return };
+        let Some(drain) = shared.watch() else { return };
+        self.report.security = Security::KernelAttested;
+        if let Some(reason) = placed.refusal(&self.pod.identity) {
+            return self.fail(Failure::connect(reason));
+        }
+        let info = placed.info(self.report.src, original, &self.pod.identity);
+        let captured = Captured { client: self.client, info, drain };
+        if let Err(error) = engine.send(captured).await {
+            tracing::error!(pod = self.pod.info.uid, "the thread's engine is gone");
+            sockets::reset(error.0.client);
+        }
     }
 
     fn set_peer(&mut self, peer: Peer, proven: bool) {

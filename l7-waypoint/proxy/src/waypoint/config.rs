@@ -53,7 +53,9 @@ impl State {
 
 /// The xDS handler of a waypoint.
 pub(crate) struct Handler {
-    mesh: MeshBuilder,
+    /// Where workloads go; `None` if they come from elsewhere.
+    mesh: Option<MeshBuilder>,
+    engines: Arc<l7_http::Shared>,
     resources: Resources,
     endpoints_wanted: BTreeSet<String>,
     snapshot: Arc<ArcSwap<Snapshot>>,
@@ -61,10 +63,15 @@ pub(crate) struct Handler {
 }
 
 impl Handler {
-    pub(crate) fn new(mesh: MeshBuilder, snapshot: Arc<ArcSwap<Snapshot>>) -> (Handler, Arc<State>) {
+    pub(crate) fn new(
+        mesh: Option<MeshBuilder>,
+        engines: Arc<l7_http::Shared>,
+        snapshot: Arc<ArcSwap<Snapshot>>,
+    ) -> (Handler, Arc<State>) {
         let state = Arc::new(State::default());
         let handler = Handler {
             mesh,
+            engines,
             resources: Resources::default(),
             endpoints_wanted: BTreeSet::new(),
             snapshot,
@@ -107,7 +114,10 @@ impl Handler {
             tracing::debug!(resource = notice.resource, field = notice.field, reason = notice.reason, "notice");
         }
         self.endpoints_wanted = translation.config.eds_names().map(str::to_owned).collect();
-        self.snapshot.store(Arc::new(snapshot));
+        let snapshot = Arc::new(snapshot);
+        // Compiled here, so that no request waits for it.
+        self.engines.warm(&snapshot);
+        self.snapshot.store(snapshot);
         let of_this_update = translation.rejections.iter().filter(|rejection| rejection.type_url == update.type_url);
         rejected.extend(of_this_update.cloned().map(refused));
         let mut shown = self.state.shown.lock();
@@ -130,9 +140,9 @@ impl xds_client::Handler for Handler {
         if update.type_url != type_url::WORKLOAD {
             return self.apply_config(&update);
         }
+        let Some(mesh) = &mut self.mesh else { return Vec::new() };
         let resources = update.resources.iter().map(|resource| (resource.name.as_str(), resource.body.as_ref()));
-        self.mesh
-            .apply(&update.type_url, resources, update.removed.iter().map(String::as_str))
+        mesh.apply(&update.type_url, resources, update.removed.iter().map(String::as_str))
             .into_iter()
             .map(|rejected| Rejected { name: rejected.name, reason: rejected.reason })
             .collect()

@@ -244,6 +244,11 @@ type Agent = (Listener, mpsc::UnboundedSender<ProxyMessage>, Vec<Lookup>);
 impl NodeProxy {
     /// Starts a proxy for `pods` (namespace and name of the workload) and waits until it listens in all of them.
     pub async fn start(control: &Control, pods: &[(&Pod, &str)]) -> NodeProxy {
+        NodeProxy::start_with(control, pods, &[]).await
+    }
+
+    /// As `start`, with more flags.
+    pub async fn start_with(control: &Control, pods: &[(&Pod, &str)], flags: &[&str]) -> NodeProxy {
         let run_dir = tempfile::tempdir().unwrap();
         let token = run_dir.path().join("token");
         std::fs::write(&token, TOKEN).unwrap();
@@ -253,6 +258,7 @@ impl NodeProxy {
             .arg(run_dir.path())
             .args(["--xds-address", &format!("http://{}", control.addr), "--token-path"])
             .arg(&token)
+            .args(flags)
             .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()))
             .spawn()
             .unwrap();

@@ -161,6 +161,9 @@ fn a_waypoint_stands_in_between_except_for_itself() {
         panic!("no tunnel")
     };
     assert_eq!(via, Via::Endpoint);
+    assert_eq!(view.waypoint_towards(payments, addr("10.96.0.1:80"), 1), Some("shop/waypoint.shop"));
+    assert_eq!(view.waypoint_towards(payments, addr("10.0.0.2:8080"), 1), None);
+    assert_eq!(view.waypoint_towards(wp, addr("10.96.0.1:80"), 1), None);
     assert!(view.is_own_waypoint(payments, &wp.identity));
     assert!(!view.is_own_waypoint(payments, &payments.identity));
     assert!(!view.is_own_waypoint(wp, &wp.identity));
