@@ -71,7 +71,7 @@ struct Seen<'a> {
 pub fn judge<M: Maps>(maps: &M, pod: &PodRecord, packet: &Packet, way: Way) -> Outcome {
     let from_pod = matches!(way, Way::FromPod { .. });
     // 1. Neighbour and multicast-listener discovery (RFC 4861, 2710, 3810) carry the link itself.
-    if packet.proto == proto::ICMPV6 && matches!(packet.icmp_type, 130..=137 | 143) {
+    if is_discovery(packet, from_pod) {
         return FORWARD;
     }
     // 2. A pod speaks with its own addresses.
@@ -97,6 +97,18 @@ pub fn judge<M: Maps>(maps: &M, pod: &PodRecord, packet: &Packet, way: Way) -> O
         remember_fragment(maps, packet, id);
     }
     outcome
+}
+
+/// Discovery as the RFCs send it: ICMPv6 over IPv6, and never beyond the link. Anything else that looks like it is a
+/// packet like others, or a pod could carry data past policy in it.
+#[inline(always)]
+fn is_discovery(packet: &Packet, from_pod: bool) -> bool {
+    let on_link = |addr: &strata_abi::Addr| addr.is_v6_link_local() || addr.is_multicast();
+    packet.proto == proto::ICMPV6
+        && matches!(packet.icmp_type, 130..=137 | 143)
+        && packet.src.as_v4().is_none()
+        && packet.dst.as_v4().is_none()
+        && (on_link(&packet.dst) || (!from_pod && on_link(&packet.src)))
 }
 
 #[inline(always)]
@@ -168,13 +180,13 @@ fn syn<M: Maps>(maps: &M, seen: &Seen<'_>, way: Way) -> Outcome {
         if enrolled && !by_proxy && !granted(maps, &packet.src, &packet.dst, packet.dst_port) {
             return dropped(DropReason::MeshBypass, seen.peer);
         }
-        // 2. A tunnel's inner port is what policy means; the proxy asks it there. Past the guard only the proxy
-        //    (or a waypoint) can have sent this.
+        // 2. A tunnel's inner port is what policy means, and connect() has judged it (docs/limits.md says how far).
+        //    Past the guard only the proxy (or a waypoint) can have sent this.
         if packet.dst_port == HBONE_PORT && tunnels(seen.pod) && (by_proxy || !enrolled) {
             return Outcome { peer_id: seen.peer.id, opens: true, ..FORWARD };
         }
     } else if packet.dst_port == HBONE_PORT && tunnels(seen.pod) {
-        // 3. Nobody gets past the proxy's handshake without a certificate, and its inner port is judged there.
+        // 3. Nobody gets past the proxy's handshake without a certificate; authorization judges the inner port.
         return Outcome { peer_id: seen.peer.id, opens: true, ..FORWARD };
     }
     let mut result = outcome(if_sender_opened(maps, seen), seen.peer);
@@ -201,7 +213,9 @@ fn established<M: Maps>(maps: &M, seen: &Seen<'_>) -> Outcome {
         _ => match opened_by_sender(maps, seen, u64::MAX) {
             Some(true) => outcome(if seen.from_pod { out } else { inn }, seen.peer),
             Some(false) => outcome(if seen.from_pod { inn } else { out }, seen.peer),
-            // Opened before these programs saw it, or forgotten: allowed as one direction is.
+            // Opened before these programs saw it, or forgotten. What the pod sends must be allowed as its own, or a
+            // pod could send without ever having opened; what comes in is its sender's node's to judge.
+            None if seen.from_pod => outcome(out, seen.peer),
             None => FORWARD,
         },
     }

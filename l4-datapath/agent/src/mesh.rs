@@ -269,7 +269,8 @@ impl Agent {
 
     fn finish_waiting(&mut self, attachment: &AttachmentId) {
         let Some(pod) = self.pods.get_mut(attachment) else { return };
-        if pod.phase != Phase::Announced
+        // Without a proxy it waits as well, until one comes or the time is over.
+        if (pod.phase.is_enrolled() || !pod.wanted)
             && let Some(waiting) = pod.waiting.take()
         {
             let _plugin = waiting.reply.send(waiting.response);

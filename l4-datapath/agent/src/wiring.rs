@@ -53,7 +53,7 @@ impl Agent {
         };
         match self.pods.get_mut(&attachment) {
             // Capture first: the pod must not send a byte around the mesh.
-            Some(pod) if pod.phase == Phase::Announced => {
+            Some(pod) if pod.wanted && !pod.phase.is_enrolled() => {
                 pod.waiting = Some(Waiting { reply, response, until: Instant::now() + CAPTURE_TIMEOUT });
             }
             _ => {

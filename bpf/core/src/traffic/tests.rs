@@ -81,8 +81,14 @@ fn sources_are_checked() {
     let v4_only = PodRecord { v6: Addr::UNSPECIFIED, ..pod("10.0.0.1", "::", POD, 0) };
     assert_eq!(judge(&tables, &v4_only, &packet, OUT).reason, DropReason::SpoofedSource);
     // Neighbour discovery has sources of its own.
-    let discovery = Packet { proto: proto::ICMPV6, icmp_type: 135, src: addr("::"), ..packet };
+    let solicited = addr("ff02::1:ff00:2");
+    let discovery = Packet { proto: proto::ICMPV6, icmp_type: 135, src: addr("::"), dst: solicited, ..packet };
     assert!(ask(&tables, 0, discovery, OUT).forwards());
+    // What only looks like it is not: beyond the link, or protocol 58 in IPv4.
+    let routed = Packet { dst: addr("2001:db8::9"), ..discovery };
+    assert_eq!(reason(&tables, 0, routed, OUT), DropReason::SpoofedSource);
+    let over_v4 = Packet { src: addr("10.0.0.3"), dst: addr("10.0.0.2"), ..discovery };
+    assert_eq!(reason(&tables, 0, over_v4, OUT), DropReason::SpoofedSource);
 }
 
 #[test]

@@ -156,6 +156,8 @@ fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
             }
             ALLOW
         }
+        // A datagram to a plain address may answer one that was let in: only the packet programs know who opened.
+        Action::Refuse(errno) if errno == errno::EPERM && decision.dst == asked.dst => ALLOW,
         Action::Refuse(errno) => refuse(ctx, &asked, &decision, errno, hook::SENDMSG),
     }
 }
