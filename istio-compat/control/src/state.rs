@@ -133,13 +133,23 @@ impl State {
                     && spec.service_account_name.as_deref().unwrap_or("default") == account
             }) && !matches!(ended, Some("Succeeded" | "Failed"))
         });
-        pod || placed_on_nodes(objects, namespace, account)
+        pod || (placed_on_nodes(objects, namespace, account) && !has_pods(objects, namespace, account))
     }
 }
 
-/// Whether a Gateway is annotated to live inside the node proxies.
+/// Whether a waypoint is annotated to live inside the node proxies.
 fn placed_on_nodes(objects: &ObjectSet, namespace: &str, name: &str) -> bool {
-    objects.gateway(namespace, name).is_some_and(|gateway| gateway.annotation("strata.io/placement") == Some("node"))
+    objects.gateway(namespace, name).is_some_and(|gateway| {
+        gateway.annotation("strata.io/placement") == Some("node") && gateway.spec.gateway_class_name == "istio-waypoint"
+    })
+}
+
+/// Whether pods have this account: then a Gateway of the same name does not open it to every node.
+fn has_pods(objects: &ObjectSet, namespace: &str, account: &str) -> bool {
+    objects.pods_in(namespace).any(|pod| {
+        let spec = pod.spec.as_ref();
+        spec.is_some_and(|spec| spec.service_account_name.as_deref().unwrap_or("default") == account)
+    })
 }
 
 /// A text of the node's metadata.

@@ -1,5 +1,5 @@
 //! Which requests a JWT rule is for. Istio writes one rule for every path; the other matches are served as well,
-//! and one that is not understood matches everything, so that a requirement is never skipped by mistake.
+//! and one that is not understood is an error, so that a requirement is never skipped by mistake.
 
 use regex::Regex;
 use xds_model::envoy::jwt::JwtRuleMatch;
@@ -20,11 +20,15 @@ enum Path {
     Exact(String),
     Separated(String),
     Regex(Regex),
-    Any,
 }
 
 impl RuleMatch {
+    /// # Errors
+    /// For a kind of match that is not served: guessing could skip a rule, or let an earlier one swallow the request.
     pub(crate) fn compile(config: &JwtRuleMatch) -> Result<Self, CompileError> {
+        if !headers_served(config) || !query_served(config) {
+            return Err(not_served());
+        }
         let fold = |text: &str| if config.case_sensitive { text.to_owned() } else { text.to_ascii_lowercase() };
         let path = match &config.path {
             PathMatcher::Prefix(text) => Path::Prefix(fold(text)),
@@ -34,7 +38,7 @@ impl RuleMatch {
                 Regex::new(&format!("^(?:{text})$"))
                     .map_err(|error| CompileError::new("rules", "safe_regex", text, error))?,
             ),
-            PathMatcher::UriTemplate(_) | PathMatcher::Connect => Path::Any,
+            PathMatcher::UriTemplate(_) | PathMatcher::Connect => return Err(not_served()),
         };
         Ok(Self { path, case_sensitive: config.case_sensitive, config: config.clone() })
     }
@@ -54,7 +58,6 @@ impl RuleMatch {
                 folded.strip_prefix(prefix.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
             }
             Path::Regex(regex) => regex.is_match(path),
-            Path::Any => true,
         }
     }
 
@@ -90,7 +93,25 @@ impl RuleMatch {
     }
 }
 
-/// A regex here counts as a match: the rule then applies to more requests, never to fewer.
+fn not_served() -> CompileError {
+    CompileError::new("rules", "match", "", "this kind of match is not served")
+}
+
+fn is_regex(matcher: &StringMatcher) -> bool {
+    matches!(matcher.pattern, StringPattern::Regex(_))
+}
+
+fn headers_served(config: &JwtRuleMatch) -> bool {
+    config.headers.iter().all(|header| {
+        let known = !header.name.starts_with(':') || header.name == ":method";
+        known && !matches!(&header.test, HeaderTest::Value(matcher) if is_regex(matcher))
+    })
+}
+
+fn query_served(config: &JwtRuleMatch) -> bool {
+    !config.query.iter().any(|wanted| matches!(&wanted.test, QueryTest::Value(matcher) if is_regex(matcher)))
+}
+
 fn text_matches(matcher: &StringMatcher, value: &str) -> bool {
     let fold = |text: &str| if matcher.ignore_case { text.to_ascii_lowercase() } else { text.to_owned() };
     let value = fold(value);
@@ -99,6 +120,7 @@ fn text_matches(matcher: &StringMatcher, value: &str) -> bool {
         StringPattern::Prefix(text) => value.starts_with(&fold(text)),
         StringPattern::Suffix(text) => value.ends_with(&fold(text)),
         StringPattern::Contains(text) => value.contains(&fold(text)),
-        StringPattern::Regex(_) => true,
+        // Refused when compiled.
+        StringPattern::Regex(_) => false,
     }
 }

@@ -45,6 +45,10 @@ impl Head {
             Some(protocol) => Some(protocol.as_str().to_ascii_lowercase()),
             None => upgrade_asked(&headers),
         };
+        if upgrade.is_some() && extensions.get::<Protocol>().is_none() && has_body(&headers) {
+            // An upgrade's body is not sent on; a length without it would eat the next client's request.
+            return Err(Reply { close: true, ..Reply::bad_request("http1.upgrade_with_body") });
+        }
         let path = match (uri.path_and_query(), &method) {
             (Some(path), _) if path.as_str().starts_with('/') || (path == "*" && method == Method::OPTIONS) => {
                 path.clone()
@@ -134,12 +138,17 @@ fn authority(
     Ok(authority)
 }
 
-/// `Upgrade` counts only together with `Connection: upgrade`.
+fn has_body(headers: &HeaderMap) -> bool {
+    headers.contains_key(TRANSFER_ENCODING) || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0")
+}
+
+/// `Upgrade` counts only together with `Connection: upgrade`; an offer of `h2c` is not taken up (RFC 9113 section 3.1).
 fn upgrade_asked(headers: &HeaderMap) -> Option<String> {
     let upgrade = headers.get(UPGRADE)?.to_str().ok()?;
     let connection = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
     let asked = connection.flat_map(|value| value.split(',')).any(|token| token.trim().eq_ignore_ascii_case("upgrade"));
-    asked.then(|| upgrade.trim().to_ascii_lowercase())
+    let protocol = upgrade.trim().to_ascii_lowercase();
+    (asked && protocol != "h2c").then_some(protocol)
 }
 
 fn underscores(headers: &mut HeaderMap, action: UnderscoreAction) -> Result<(), Reply> {

@@ -87,6 +87,9 @@ where
             if lifetime.as_mut().should_end(cx) {
                 Pin::new(&mut connection).graceful_shutdown();
             }
+            if lifetime.as_mut().overran(cx) {
+                return Poll::Ready(Ok(()));
+            }
             connection.poll_without_shutdown(cx)
         })
         .await
@@ -161,7 +164,11 @@ struct Lifetime<'a> {
     _watch: Watch,
     alarm: Option<Pin<Box<Sleep>>>,
     ending: bool,
+    grace: Option<Pin<Box<Sleep>>>,
 }
+
+/// How long an HTTP/1.1 connection without a request may take to end once its end began.
+const GRACE: Duration = Duration::from_secs(5);
 
 impl<'a> Lifetime<'a> {
     fn new(client: &'a Client, options: &HttpOptions, drain: Watch) -> Self {
@@ -178,6 +185,7 @@ impl<'a> Lifetime<'a> {
             _watch: drain,
             alarm: first.map(|at| Box::pin(tokio::time::sleep_until(at))),
             ending: false,
+            grace: None,
         }
     }
 
@@ -190,6 +198,17 @@ impl<'a> Lifetime<'a> {
         let end = worn_out || self.client.close.get() || self.drain.as_mut().poll(cx).is_ready() || self.overdue(cx);
         self.ending = end;
         end
+    }
+
+    /// True when the connection does not end by itself: hyper waits for the rest of a request's head, which a client
+    /// may never send.
+    fn overran(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> bool {
+        if !self.ending || self.client.active.get() > 0 {
+            self.grace = None;
+            return false;
+        }
+        let grace = self.grace.get_or_insert_with(|| Box::pin(tokio::time::sleep(GRACE)));
+        grace.as_mut().poll(cx).is_ready()
     }
 
     fn overdue(&mut self, cx: &mut Context<'_>) -> bool {

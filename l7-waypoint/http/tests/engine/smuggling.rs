@@ -38,6 +38,10 @@ fn ambiguous_requests_never_reach_an_upstream() {
             ("two hosts", b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n"),
             ("user in host", b"GET / HTTP/1.1\r\nHost: x@y\r\n\r\n"),
             ("NUL in header", b"GET / HTTP/1.1\r\nHost: x\r\nX-A: a\0b\r\n\r\n"),
+            (
+                "a body under an upgrade",
+                b"POST / HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 5\r\n\r\nabcde",
+            ),
             ("bare CR", b"GET / HTTP/1.1\r\nHost: x\r\nX-A: a\rb: c\r\n\r\n"),
         ] {
             let mesh = mesh();

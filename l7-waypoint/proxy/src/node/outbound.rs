@@ -32,6 +32,12 @@ pub(crate) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, client: TcpStream,
             return;
         }
     };
+    // What comes over lo has met no check of its source yet, and whoever is root in the pod can add an address.
+    let source = unmapped(client_addr).ip();
+    if !pod.owns(source) {
+        tracing::warn!(pod = pod.info.uid, %source, "captured connection from an address that is not the pod's");
+        return sockets::reset(client);
+    }
     let _ = client.set_nodelay(true); // see local::open
     let mut connection = Outbound {
         worker,
