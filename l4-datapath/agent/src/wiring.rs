@@ -12,7 +12,6 @@ use strata_abi::{Addr, PodRecord, identity, pod_flag};
 use tokio::sync::oneshot;
 
 use crate::agent::{Agent, Pod, Waiting};
-use crate::enrolment::Phase;
 use crate::ipam::{IpamError, Lease};
 use crate::state::PodState;
 use crate::tables::LocalRecord;
