@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use compat_objects::core::Pod;
 use compat_objects::{HasMeta, ObjectSet};
 use compat_translate::{MeshOutput, WaypointOutput};
 use tokio::sync::watch;
@@ -128,10 +129,8 @@ impl State {
         let objects = &self.view.load().objects;
         let pod = objects.pods_in(namespace).any(|pod| {
             let ended = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-            pod.spec.as_ref().is_some_and(|spec| {
-                spec.node_name.as_deref() == Some(node)
-                    && spec.service_account_name.as_deref().unwrap_or("default") == account
-            }) && !matches!(ended, Some("Succeeded" | "Failed"))
+            let here = pod.spec.as_ref().is_some_and(|spec| spec.node_name.as_deref() == Some(node));
+            here && runs_as(pod, account) && !matches!(ended, Some("Succeeded" | "Failed"))
         });
         pod || (placed_on_nodes(objects, namespace, account) && !has_pods(objects, namespace, account))
     }
@@ -146,10 +145,11 @@ fn placed_on_nodes(objects: &ObjectSet, namespace: &str, name: &str) -> bool {
 
 /// Whether pods have this account: then a Gateway of the same name does not open it to every node.
 fn has_pods(objects: &ObjectSet, namespace: &str, account: &str) -> bool {
-    objects.pods_in(namespace).any(|pod| {
-        let spec = pod.spec.as_ref();
-        spec.is_some_and(|spec| spec.service_account_name.as_deref().unwrap_or("default") == account)
-    })
+    objects.pods_in(namespace).any(|pod| runs_as(pod, account))
+}
+
+fn runs_as(pod: &Pod, account: &str) -> bool {
+    pod.spec.as_ref().is_some_and(|spec| spec.service_account_name.as_deref().unwrap_or("default") == account)
 }
 
 /// A text of the node's metadata.

@@ -3,7 +3,7 @@ use std::time::{Duration, SystemTime};
 
 use super::Scene;
 use super::stage::{BANK, PAYMENTS, Stage, millis};
-use crate::client::Call;
+use crate::client::{Call, Running};
 use crate::{LabError, Result};
 
 pub(super) const SCENE: Scene = Scene {
@@ -111,14 +111,20 @@ fn egress(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A change that lets the frontend in.
-fn opening(stage: &mut Stage<'_>, piece: &str, what: &str) -> Result<()> {
+/// The frontend tries to connect 200 times a second; returns when it has been refused for a while.
+fn knocking(stage: &Stage<'_>) -> Result<Running> {
     let running = stage.spawn(
         "frontend-1",
         "call",
         &format!("http://{PAYMENTS}/ --count 0 --rate 200 --concurrency 8 --duration 2s --timeout 250ms --new-connection --samples"),
     )?;
     std::thread::sleep(Duration::from_millis(700));
+    Ok(running)
+}
+
+/// A change that lets the frontend in.
+fn opening(stage: &mut Stage<'_>, piece: &str, what: &str) -> Result<()> {
+    let running = knocking(stage)?;
     let saved = stage.place(piece)?;
     let call: Call = running.report()?;
     opened(stage, &call, saved, what);
@@ -143,12 +149,7 @@ fn opened(stage: &mut Stage<'_>, call: &Call, saved: SystemTime, what: &str) {
 
 /// The policy's file is edited: one more peer.
 fn edited(stage: &mut Stage<'_>) -> Result<()> {
-    let running = stage.spawn(
-        "frontend-1",
-        "call",
-        &format!("http://{PAYMENTS}/ --count 0 --rate 200 --concurrency 8 --duration 2s --timeout 250ms --new-connection --samples"),
-    )?;
-    std::thread::sleep(Duration::from_millis(700));
+    let running = knocking(stage)?;
     stage.type_this("edit policy.yaml there: add the frontend to ingress.from");
     let saved = stage.write("policy", Stage::text_of("policy-open"))?;
     let call: Call = running.report()?;
