@@ -1,12 +1,13 @@
 # Strata. `make demo` shows the mesh at work on real traffic, `make test` runs every test.
 # Both set up what is missing themselves; they need root and Linux >= 5.15.
-.PHONY: help setup bpf build demo test lint bench clean
+.PHONY: help setup bpf build demo test lint bench clean cluster cluster-demo cluster-images cluster-down test-cluster
 .DEFAULT_GOAL := help
+SHELL := /bin/bash
 export PATH := $(PATH):$(HOME)/.cargo/bin
 DEMO ?=
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: ## install what is missing (Debian packages, bpf-linker); quick the second time
 	@integration/scripts/setup.sh
@@ -31,6 +32,23 @@ bench: bpf ## measure beside Envoy, nginx, HAProxy and plain veth; prints ratios
 	@integration/scripts/setup.sh bench
 	cargo build --profile bench-lto --workspace --bins
 	integration/benches/run.sh
+
+cluster: build ## a real Kubernetes cluster on this machine, with Istio and Strata on it
+	@integration/scripts/setup.sh cluster
+	@integration/cluster/cluster.sh
+
+cluster-demo: cluster ## play the scenes on the cluster (DEMO="--scene 5" for one)
+	@. integration/cluster/env.sh && target/debug/strata demo --cluster $(DEMO)
+
+test-cluster: build ## the scenes as tests on a real cluster, brought up and taken away; needs root
+	@integration/scripts/setup.sh cluster
+	@integration/cluster/test.sh
+
+cluster-images: build ## bring what was just built to the running cluster's nodes
+	@integration/cluster/images.sh
+
+cluster-down: ## take the cluster away (what was built for it stays in ~/.cache/strata-cluster)
+	@integration/cluster/down.sh --wipe
 
 clean: ## remove build results
 	cargo clean

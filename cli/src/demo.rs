@@ -6,6 +6,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use comfy_table::{Cell, Color};
+use strata_cluster::Cluster;
+use strata_cluster::scenes as cluster_scenes;
 use strata_lab::scenes::{ALL, Report, Scene};
 use strata_lab::{Lab, Options};
 
@@ -20,11 +22,15 @@ Examples:
   strata demo                     all ten scenes
   strata demo --scene 3 --scene 5
   strata demo -o json > report.json
-  strata demo --list")]
+  strata demo --list
+  strata demo --cluster           the same and more on a real cluster, with istiod")]
 pub(crate) struct Demo {
     /// Only this scene; repeatable
-    #[arg(long = "scene", value_parser = clap::value_parser!(u8).range(1..=10))]
+    #[arg(long = "scene", value_parser = clap::value_parser!(u8).range(1..=20))]
     scenes: Vec<u8>,
+    /// On the Kubernetes cluster that $KUBECONFIG names (`make cluster` makes one) instead of a mesh of namespaces
+    #[arg(long)]
+    cluster: bool,
     /// What there is to see
     #[arg(long)]
     list: bool,
@@ -47,10 +53,16 @@ pub(crate) struct Demo {
 impl Demo {
     pub(crate) async fn run(self) -> Result<ExitCode> {
         if self.list {
-            for scene in ALL {
-                output::line(&format!("{:>2}  {}", scene.number, scene.title))?;
+            let lab = ALL.iter().map(|scene| (scene.number, scene.title)).collect();
+            let cluster = || cluster_scenes::all().iter().map(|scene| (scene.number(), scene.title())).collect();
+            let titles: Vec<(u8, &str)> = if self.cluster { cluster() } else { lab };
+            for (number, title) in titles {
+                output::line(&format!("{number:>2}  {title}"))?;
             }
             return Ok(ExitCode::SUCCESS);
+        }
+        if self.cluster {
+            return self.run_on_cluster().await;
         }
         let chosen: Vec<Scene> =
             ALL.into_iter().filter(|s| self.scenes.is_empty() || self.scenes.contains(&s.number)).collect();
@@ -69,8 +81,37 @@ impl Demo {
         };
         let Some(reports) = reports else { return interrupted(lab).await };
         tokio::task::spawn_blocking(move || drop(lab)).await.context("stopping")?;
+        self.conclude(&reports, began)
+    }
+
+    /// On a cluster nothing of ours has to be taken down: Ctrl-C leaves the shop there.
+    async fn run_on_cluster(self) -> Result<ExitCode> {
+        let began = Instant::now();
+        tokio::task::spawn_blocking(move || {
+            eprintln!("Bringing the shop onto the cluster ...");
+            let cluster = Cluster::connect()?;
+            eprintln!("Ready after {:.1} s.\n", began.elapsed().as_secs_f64());
+            let mut reports = Vec::new();
+            for scene in cluster_scenes::all() {
+                if !self.scenes.is_empty() && !self.scenes.contains(&scene.number()) {
+                    continue;
+                }
+                eprintln!("{}", paint(&format!("Scene {}: {} ...", scene.number(), scene.title()), Tone::Faint));
+                let report = scene.play(&cluster);
+                if self.output == Format::Table {
+                    print(&report)?;
+                }
+                reports.push(report);
+            }
+            self.conclude(&reports, began)
+        })
+        .await
+        .context("playing")?
+    }
+
+    fn conclude(&self, reports: &[Report], began: Instant) -> Result<ExitCode> {
         match self.output {
-            Format::Table => summary(&reports, began)?,
+            Format::Table => summary(reports, began)?,
             format => output::document(format, &reports)?,
         }
         Ok(if reports.iter().all(Report::ok) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -81,7 +122,7 @@ impl Demo {
         for scene in scenes.iter().copied() {
             eprintln!("{}", paint(&format!("Scene {}: {} ...", scene.number, scene.title), Tone::Faint));
             let stage = lab.clone();
-            let report = tokio::task::spawn_blocking(move || scene.play(&stage)).await;
+            let report = tokio::task::spawn_blocking(move || scene.play(&*stage)).await;
             let report = report.with_context(|| format!("scene {}", scene.number))?;
             if self.output == Format::Table {
                 print(&report)?;

@@ -3,6 +3,7 @@
 //! It talks to the processes over their admin sockets only and holds no state of its own.
 mod demo;
 mod exec;
+mod get;
 mod observe;
 mod output;
 mod parts;
@@ -50,6 +51,8 @@ enum Command {
     Exec(exec::Exec),
     /// The health of every part and the state of every pod
     Status(status::Status),
+    /// One path of a process's admin interface
+    Get(get::Get),
     /// Connections and requests as they are decided, both layers in one stream
     Observe(observe::Observe),
 }
@@ -63,6 +66,7 @@ async fn main() -> ExitCode {
         Command::Demo(demo) => demo.run().await,
         Command::Exec(exec) => exec.run(run_dir.as_deref()),
         Command::Status(status) => status.run(run_dir.as_deref()).await,
+        Command::Get(get) => get.run(run_dir.as_deref()).await,
         Command::Observe(observe) => observe.run(run_dir.as_deref()).await,
     };
     match result {

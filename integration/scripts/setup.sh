@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building and testing Strata needs and is missing: Debian packages, the Rust toolchain, bpf-linker.
-# Idempotent; the second run takes a second. `setup.sh bench` adds the benchmark peers.
+# Idempotent; the second run takes a second. `setup.sh bench` adds the benchmark peers, `setup.sh cluster` what the Kubernetes
+# cluster of integration/cluster is built with.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -19,6 +20,7 @@ mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf || die "cannot mount b
 packages=(ca-certificates curl gcc g++ libc6-dev make pkg-config iproute2 iputils-ping tcpdump procps openssl
           rustc-web cargo-web rust-web-src llvm-22-dev libpolly-22-dev libzstd-dev zlib1g-dev)
 [ "${1:-}" = bench ] && packages+=(nginx-light haproxy wrk iperf3 nghttp2-client python3-pip python3-venv)
+[ "${1:-}" = cluster ] && packages+=(binutils python3 python3-pip util-linux)
 missing=()
 for package in "${packages[@]}"; do
   dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
@@ -43,6 +45,14 @@ if ! "$HOME/.cargo/bin/bpf-linker" --version 2>/dev/null | grep -q '0\.13\.0'; t
   say "building bpf-linker (one to three minutes, once)"
   (cd / && LLVM_PREFIX=/usr/lib/llvm-22 LIBRARY_PATH=/usr/lib/llvm-22/lib \
     cargo install --quiet bpf-linker --version 0.13.0 --no-default-features --features llvm-22)
+fi
+
+# --- Go -----------------------------------------------------------------------------------------------------------
+# Not installed here: Debian's is too old for Kubernetes, and a toolchain from elsewhere is the user's choice.
+if [ "${1:-}" = cluster ]; then
+  command -v go >/dev/null || die "the cluster needs Go 1.26 or later, and there is no go in PATH: https://go.dev/dl"
+  version=$(go env GOVERSION); version=${version#go}
+  printf '1.26\n%s\n' "$version" | sort -V -C || die "the cluster needs Go 1.26 or later, $(command -v go) is $version: https://go.dev/dl"
 fi
 
 # --- benchmark peers ----------------------------------------------------------------------------------------------

@@ -339,12 +339,25 @@ pub struct FragmentKey {
     pub _pad: [u8; 3],
 }
 
+/// Where a node proxy runs. All zero: none.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ProxyPlace {
+    /// Its cgroup v2 id: its sockets in pods are never captured and pass the guard.
+    pub cgroup: u64,
+    /// Network-namespace cookie of its own pod: there it is captured and translated like any process.
+    pub home: u64,
+}
+
+/// Proxies of one node at a time: the one in charge and those that drain.
+pub const MAX_PROXIES: usize = 4;
+
 /// The one element of `CONFIG`.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct NodeConfig {
-    /// cgroup v2 id of the node proxy: its sockets are never captured and pass the guard. 0: no proxy.
-    pub proxy_cgroup: u64,
+    /// In no order. An array here and no map: the connect hook has no stack left for a key.
+    pub proxies: [ProxyPlace; MAX_PROXIES],
     /// Raised to revoke every short-cut at once.
     pub grant_generation: u64,
     /// Raised with every change of policy; cached verdicts of another generation are asked again.
@@ -389,7 +402,8 @@ pod! {
     ListenerKey = 8,
     GrantKey = 36,
     Grant = 8,
-    NodeConfig = 56,
+    ProxyPlace = 16,
+    NodeConfig = 112,
     FlowKey = 40,
     FlowState = 8,
     Translation = 36,

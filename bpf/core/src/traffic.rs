@@ -18,11 +18,11 @@ pub const UDP_IDLE_NS: u64 = 120_000_000_000;
 pub const FRAGMENT_NS: u64 = 30_000_000_000;
 
 /// Which way the packet goes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Way {
-    /// The pod sent it. `by_proxy`: from a socket of the proxy's cgroup.
+#[derive(Clone, Copy, Debug)]
+pub enum Way<P> {
+    /// The pod sent it. `by_proxy`: whether from a socket of a proxy's cgroup; asked for only where it counts.
     FromPod {
-        by_proxy: bool,
+        by_proxy: P,
     },
     ToPod,
 }
@@ -68,7 +68,7 @@ struct Seen<'a> {
 
 /// Judges a packet of `pod`.
 #[inline(always)]
-pub fn judge<M: Maps>(maps: &M, pod: &PodRecord, packet: &Packet, way: Way) -> Outcome {
+pub fn judge<M: Maps, P: Fn() -> bool>(maps: &M, pod: &PodRecord, packet: &Packet, way: Way<P>) -> Outcome {
     let from_pod = matches!(way, Way::FromPod { .. });
     // 1. Neighbour and multicast-listener discovery (RFC 4861, 2710, 3810) carry the link itself.
     if is_discovery(packet, from_pod) {
@@ -172,10 +172,11 @@ fn tunnels(pod: &PodRecord) -> bool {
 
 /// The first packet of a TCP connection: strict.
 #[inline(always)]
-fn syn<M: Maps>(maps: &M, seen: &Seen<'_>, way: Way) -> Outcome {
+fn syn<M: Maps, P: Fn() -> bool>(maps: &M, seen: &Seen<'_>, way: Way<P>) -> Outcome {
     let packet = seen.packet;
     if let Way::FromPod { by_proxy } = way {
         let enrolled = seen.pod.flags & pod_flag::ENROLLED != 0;
+        let by_proxy = enrolled && by_proxy();
         // 1. The guard: a meshed pod's TCP leaves by the proxy or under a grant.
         if enrolled && !by_proxy && !granted(maps, &packet.src, &packet.dst, packet.dst_port) {
             return dropped(DropReason::MeshBypass, seen.peer);

@@ -31,6 +31,8 @@ use crate::{Readiness, drain};
 type Body = BoxBody<Bytes, Infallible>;
 type JsonFuture = Pin<Box<dyn Future<Output = serde_json::Value> + Send>>;
 type JsonHandler = Arc<dyn Fn() -> JsonFuture + Send + Sync>;
+type GetFuture = Pin<Box<dyn Future<Output = Reply> + Send>>;
+type GetHandler = Arc<dyn Fn(String) -> GetFuture + Send + Sync>;
 type PostFuture = Pin<Box<dyn Future<Output = Result<String, String>> + Send>>;
 type PostHandler = Arc<dyn Fn(String) -> PostFuture + Send + Sync>;
 
@@ -44,8 +46,15 @@ pub struct Admin {
     readiness: Readiness,
     registry: Registry,
     json: BTreeMap<&'static str, JsonHandler>,
+    get: BTreeMap<&'static str, GetHandler>,
     post: BTreeMap<&'static str, PostHandler>,
     streams: BTreeMap<&'static str, Stream>,
+}
+
+/// What a handler of [`Admin::get`] answers with.
+pub enum Reply {
+    Text(String),
+    Json(serde_json::Value),
 }
 
 #[derive(Clone)]
@@ -57,7 +66,8 @@ struct Stream {
 impl Admin {
     /// The paths every process has, and nothing else yet.
     pub fn new(component: &'static str, readiness: Readiness, registry: Registry) -> Self {
-        Self { component, readiness, registry, json: BTreeMap::new(), post: BTreeMap::new(), streams: BTreeMap::new() }
+        let (json, get, post, streams) = Default::default();
+        Self { component, readiness, registry, json, get, post, streams }
     }
 
     /// `GET path` answers the JSON the handler returns.
@@ -67,6 +77,16 @@ impl Admin {
         Fut: Future<Output = serde_json::Value> + Send + 'static,
     {
         self.json.insert(path, Arc::new(move || Box::pin(handler())));
+        self
+    }
+
+    /// `GET path?query` answers what the handler makes of the raw query.
+    pub fn get<F, Fut>(mut self, path: &'static str, handler: F) -> Self
+    where
+        F: Fn(String) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Reply> + Send + 'static,
+    {
+        self.get.insert(path, Arc::new(move |query| Box::pin(handler(query))));
         self
     }
 
@@ -173,6 +193,12 @@ impl Admin {
         if let Some(handler) = self.json.get(path) {
             return json(&handler().await);
         }
+        if let Some(handler) = self.get.get(path) {
+            return match handler(query.to_owned()).await {
+                Reply::Text(text) => plain(StatusCode::OK, text),
+                Reply::Json(value) => json(&value),
+            };
+        }
         if let Some(stream) = self.streams.get(path) {
             return stream.answer(query);
         }
@@ -191,7 +217,7 @@ impl Admin {
     fn paths(&self) -> String {
         let fixed = ["/healthz/live", "/healthz/ready", "/metrics", "/stats/prometheus"];
         let mut paths: Vec<String> = fixed.iter().map(|path| format!("GET  {path}")).collect();
-        paths.extend(self.json.keys().map(|path| format!("GET  {path}")));
+        paths.extend(self.json.keys().chain(self.get.keys()).map(|path| format!("GET  {path}")));
         paths.extend(self.streams.keys().map(|path| format!("GET  {path}?follow=true")));
         paths.extend(self.post.keys().map(|path| format!("POST {path}")));
         paths.sort();

@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod client;
 pub mod drain;
+pub mod file;
 pub mod logging;
 pub mod metrics;
 pub mod ready;

@@ -24,7 +24,7 @@ use summary::{Answer, Summary};
 /// What to ask for, how often and how fast.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Args {
-    /// http://ADDRESS:PORT/PATH; names are not resolved, say which host is meant with --host
+    /// http://ADDRESS:PORT/PATH or http://NAME:PORT/PATH; a name is looked up once, at the start
     url: Uri,
     /// The Host header (:authority in HTTP/2)
     #[arg(long)]
@@ -90,13 +90,12 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         bail!("only http:// is spoken");
     }
     let port = authority.port_u16().unwrap_or(80);
-    let address = authority.host().trim_start_matches('[').trim_end_matches(']');
-    let address = address.parse().with_context(|| format!("{address:?} is not an address; use --host for names"))?;
+    let target = crate::target(&format!("{}:{port}", authority.host())).map_err(anyhow::Error::msg)?;
     let host = args.host.clone().unwrap_or_else(|| authority.to_string());
     let path = args.url.path_and_query().map_or("/", |path| path.as_str());
     let uri = if args.http2 { format!("http://{host}{path}") } else { path.to_owned() };
     let work = Arc::new(Work {
-        target: SocketAddr::new(address, port),
+        target,
         uri: uri.parse().context("path")?,
         host,
         started: Instant::now(),

@@ -14,7 +14,8 @@ use crate::serve::duration;
 /// Where to connect to.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// ADDRESS:PORT
+    /// ADDRESS:PORT or NAME:PORT
+    #[arg(value_parser = crate::target)]
     target: SocketAddr,
     /// UDP instead of TCP
     #[arg(long)]

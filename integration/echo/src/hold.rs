@@ -15,6 +15,7 @@ use crate::serve::duration;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// ADDRESS:PORT of `strata-echo serve --tcp`
+    #[arg(value_parser = crate::target)]
     target: SocketAddr,
     #[arg(long, value_parser = |text: &str| duration(text).ok_or("not a time"), default_value = "50ms")]
     every: Duration,

@@ -3,6 +3,7 @@
 //! It knows nothing of the mesh: what it reports is what plain socket calls and request headers show an application.
 //! Every client command prints one JSON document on standard output.
 mod bench;
+mod bookinfo;
 mod call;
 mod connect;
 mod failure;
@@ -10,6 +11,8 @@ mod hold;
 mod issuer;
 mod serve;
 mod stats;
+
+use std::net::{SocketAddr, ToSocketAddrs};
 
 use clap::{Parser, Subcommand};
 
@@ -41,6 +44,8 @@ enum Command {
     Hold(hold::Args),
     /// Serve the public keys of a token issuer (an OIDC-like JWKS document)
     Jwks(issuer::Jwks),
+    /// Be one of the services of Istio's bookinfo sample
+    Bookinfo(bookinfo::Args),
     /// Mint a signed token (JWT) with the issuer's keys
     Token(issuer::Token),
 }
@@ -55,8 +60,16 @@ async fn main() -> anyhow::Result<()> {
         Command::Bulk(args) => args.run(),
         Command::Hold(args) => hold::run(args).await,
         Command::Jwks(args) => args.run().await,
+        Command::Bookinfo(args) => bookinfo::run(args).await,
         Command::Token(args) => args.run(),
     }
+}
+
+/// ADDRESS:PORT, or NAME:PORT as the first address of the name, in the resolver's order. Looked up once, before anything
+/// is sent.
+fn target(text: &str) -> Result<SocketAddr, String> {
+    let mut found = text.to_socket_addrs().map_err(|error| format!("{text:?}: {error}"))?;
+    found.next().ok_or_else(|| format!("{text:?} has no address"))
 }
 
 /// Prints the result of a client command.

@@ -14,9 +14,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 /// What to serve, and under which name.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Name to report
-    #[arg(long, env = "POD_NAME", default_value = "echo")]
-    name: String,
+    /// Name to report; default: the host's, which in a pod is the pod's
+    #[arg(long, env = "POD_NAME")]
+    name: Option<String>,
     /// Version to report
     #[arg(long, env = "POD_VERSION", default_value = "v1")]
     version: String,
@@ -48,7 +48,7 @@ struct Me {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let me = Arc::new(Me {
-        name: args.name,
+        name: args.name.or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_else(|| "echo".to_owned()),
         version: args.version,
         namespace: args.namespace,
         fail_percent: args.fail_percent,

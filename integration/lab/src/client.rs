@@ -1,7 +1,8 @@
 //! What the client commands of strata-echo print, in types.
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::PathBuf;
-use std::process::Child;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -110,12 +111,32 @@ impl Connect {
 /// A client command under way in a pod; killed when dropped.
 #[derive(Debug)]
 pub struct Running {
-    pub(crate) child: Option<Child>,
-    pub(crate) command: String,
-    pub(crate) log: PathBuf,
+    child: Option<Child>,
+    command: String,
+    log: PathBuf,
+    /// What asks it to end, if a signal to the child does not.
+    stop: Option<Command>,
 }
 
 impl Running {
+    /// Starts `command`, which prints one JSON document in the end; its standard error goes to the file `log`.
+    /// `shown` is what errors call it.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start(mut command: Command, shown: String, log: PathBuf) -> Result<Running> {
+        let errors = File::create(&log).doing(log.display())?;
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors).spawn().doing(&shown)?;
+        Ok(Running { child: Some(child), command: shown, log, stop: None })
+    }
+
+    /// The command that asks it to end: for a child that only watches something elsewhere.
+    #[must_use]
+    pub fn stopped_by(mut self, command: Command) -> Running {
+        self.stop = Some(command);
+        self
+    }
+
     /// Process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
@@ -126,8 +147,10 @@ impl Running {
     ///
     /// # Errors
     /// As [`Running::report`].
-    pub fn finish<T: DeserializeOwned>(self) -> Result<T> {
-        if let Ok(pid) = i32::try_from(self.pid()) {
+    pub fn finish<T: DeserializeOwned>(mut self) -> Result<T> {
+        if let Some(mut stop) = self.stop.take() {
+            stop.status().doing("asking it to end")?;
+        } else if let Ok(pid) = i32::try_from(self.pid()) {
             // It may have ended by itself.
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }

@@ -20,7 +20,8 @@ pub enum LabError {
 }
 
 impl LabError {
-    pub(crate) fn other(text: impl fmt::Display) -> LabError {
+    /// An error of nothing but text.
+    pub fn other(text: impl fmt::Display) -> LabError {
         LabError::Other(text.to_string())
     }
 }

@@ -3,6 +3,7 @@
 //! A scene shows only what it measured. What it needs from the one before it makes itself, so that any scene can be
 //! played alone and in any order.
 mod capture;
+mod record;
 mod stage;
 mod statistics;
 
@@ -19,7 +20,8 @@ mod s10_seen;
 
 use serde::Serialize;
 
-use crate::{Lab, Result};
+use crate::{Ground, Result};
+pub use record::Record;
 use stage::Stage;
 
 /// One thing that had to hold.
@@ -75,9 +77,15 @@ pub const ALL: [Scene; 10] = [
 ];
 
 impl Scene {
-    /// Plays it on a running lab of the shop. What went wrong on the way is a check that failed.
-    pub fn play(&self, lab: &Lab) -> Report {
-        let mut stage = Stage::new(lab, self);
+    /// Whether it plays on a cluster too: it is not about processes the lab itself keeps.
+    #[must_use]
+    pub fn on_clusters(&self) -> bool {
+        ![s09_nothing_lost::SCENE.number, s10_seen::SCENE.number].contains(&self.number)
+    }
+
+    /// Plays it on a running shop. What went wrong on the way is a check that failed.
+    pub fn play(&self, ground: &dyn Ground) -> Report {
+        let mut stage = Stage::new(ground, self);
         let played = stage.start().and_then(|()| (self.play)(&mut stage));
         if let Err(error) = played {
             stage.check("the scene could be played to its end", false, error.to_string());

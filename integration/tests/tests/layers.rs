@@ -19,15 +19,19 @@ const GROUPS: [(&str, &[&str]); 8] = [
 
 /// Single crates across groups: the contract between the layers, the objects the lower layer reads, and which of the
 /// xDS crates the control plane may use.
-const ALSO: [(&str, &str); 2] = [("l4-datapath", "compat-objects"), ("l7-waypoint", "strata-handoff")];
+const ALSO: [(&str, &str); 3] =
+    [("l4-datapath", "compat-objects"), ("l4-datapath", "compat-kubernetes"), ("l7-waypoint", "strata-handoff")];
 
 /// What only some crates may use, directly.
-const FENCED: [(&str, &[&str]); 6] = [
+const FENCED: [(&str, &[&str]); 9] = [
     ("aya", &["l4-loader"]),
     ("aya-obj", &["l4-loader"]),
     ("rtnetlink", &["l4-netns"]),
     ("netlink-packet-route", &["l4-netns"]),
-    ("kube", &["compat-objects", "compat-control"]),
+    ("kube", &["compat-kubernetes"]),
+    ("kube-client", &[]),
+    ("kube-runtime", &[]),
+    ("compat-kubernetes", &["l4-agent", "compat-control"]),
     ("gateway-api", &["compat-objects"]),
 ];
 

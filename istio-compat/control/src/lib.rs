@@ -1,4 +1,4 @@
-//! The embedded control plane: folders of YAML in, delta xDS and workload certificates out.
+//! The embedded control plane: folders of YAML or the Kubernetes API in, delta xDS and workload certificates out.
 //!
 //! It decides nothing about traffic itself: what the objects mean is `compat-translate`'s answer, and what a client
 //! may see or be is decided by its token. Must not depend on either layer.
@@ -13,14 +13,23 @@ pub mod tokens;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+pub use compat_kubernetes::{Access, SERVICE_ACCOUNT};
 use compat_translate::MeshOptions;
 pub use server::{Control, ControlError};
+
+/// Where objects come from.
+#[derive(Debug, Clone)]
+pub enum Objects {
+    /// Folders (or files) of YAML, earliest first.
+    Folders(Vec<PathBuf>),
+    /// The API server.
+    Kubernetes(Access),
+}
 
 /// What a control plane is started with.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Folders (or files) of YAML, earliest first.
-    pub sources: Vec<PathBuf>,
+    pub objects: Objects,
     /// Root key, root certificate and tokens; survives restarts.
     pub state_dir: PathBuf,
     /// Plaintext xDS and CA.

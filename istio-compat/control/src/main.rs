@@ -2,12 +2,13 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use clap::Parser;
-use compat_control::{Config, Control};
+use compat_control::{Access, Config, Control, Objects};
 use compat_translate::MeshOptions;
 
-/// The embedded control plane: serves xDS (as istiod does) and workload certificates from folders of YAML.
+/// The embedded control plane: serves xDS (as istiod does) and workload certificates from folders of YAML or
+/// from the objects of a Kubernetes API server.
 ///
 /// Every client needs a token: --state-dir/tokens/node/NODE for a node's proxy,
 /// --state-dir/tokens/sa/NAMESPACE/ACCOUNT for a waypoint. They are written for every Node and ServiceAccount in the
@@ -15,9 +16,13 @@ use compat_translate::MeshOptions;
 #[derive(Debug, Parser)]
 #[command(name = "strata-control", version)]
 struct Args {
-    /// Where objects come from: `dir:PATH`, repeatable; later ones overlay earlier ones object by object.
-    #[arg(long = "source", required = true, value_name = "dir:PATH")]
+    /// Where objects come from: `kubernetes`, the API server; or `dir:PATH`, repeatable, later ones overlaying earlier
+    /// ones object by object.
+    #[arg(long = "source", required = true, value_name = "kubernetes|dir:PATH")]
     sources: Vec<String>,
+    /// How to reach the API server; default: KUBERNETES_SERVICE_HOST and _PORT with the pod's service account.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
     /// Keeps the root key and the tokens (mode 0600).
     #[arg(long, env = "STRATA_STATE_DIR", default_value = "/var/lib/strata/control")]
     state_dir: PathBuf,
@@ -45,16 +50,27 @@ struct Args {
 }
 
 impl Args {
-    fn config(self) -> anyhow::Result<Config> {
-        let mut sources = Vec::new();
+    fn objects(&self) -> anyhow::Result<Objects> {
+        if self.sources.iter().any(|source| source == "kubernetes") {
+            ensure!(self.sources.len() == 1, "--source kubernetes stands alone, without dir:PATH and once");
+            let in_cluster = || Access::InCluster(compat_control::SERVICE_ACCOUNT.into());
+            return Ok(Objects::Kubernetes(self.kubeconfig.clone().map_or_else(in_cluster, Access::Kubeconfig)));
+        }
+        ensure!(self.kubeconfig.is_none(), "--kubeconfig needs --source kubernetes");
+        let mut folders = Vec::new();
         for source in &self.sources {
             match source.split_once(':') {
-                Some(("dir", path)) if !path.is_empty() => sources.push(PathBuf::from(path)),
-                _ => bail!("--source {source}: write dir:PATH"),
+                Some(("dir", path)) if !path.is_empty() => folders.push(PathBuf::from(path)),
+                _ => bail!("--source {source}: write kubernetes or dir:PATH"),
             }
         }
+        Ok(Objects::Folders(folders))
+    }
+
+    fn config(self) -> anyhow::Result<Config> {
+        let objects = self.objects()?;
         Ok(Config {
-            sources,
+            objects,
             state_dir: self.state_dir,
             xds_addr: self.xds_addr,
             secure_addr: self.secure_addr,

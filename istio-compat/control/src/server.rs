@@ -3,6 +3,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use compat_kubernetes::{AccessError, ApiServer, KubernetesSource, Scope};
 use compat_objects::source::{DirectorySource, Snapshot, SourceError};
 use strata_runtime::admin::Admin;
 use strata_runtime::metrics::Registry;
@@ -14,13 +15,13 @@ use tonic::transport::{Identity, Server, ServerTlsConfig};
 use xds_proto::istio::ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use xds_server::Clients;
 
-use crate::Config;
 use crate::ca::{Authority, CaError, CaService};
 use crate::jwks::Fetcher;
 use crate::keeper::Keeper;
 use crate::metrics::Metrics;
 use crate::state::{State, View};
 use crate::tokens::Tokens;
+use crate::{Config, Objects};
 
 /// Why the control plane did not start.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +30,8 @@ pub enum ControlError {
     Ca(#[from] CaError),
     #[error("sources: {0}")]
     Source(#[from] SourceError),
+    #[error("API server: {0}")]
+    Access(#[from] AccessError),
     #[error("listening on {addr}: {source}")]
     Listen { addr: SocketAddr, source: std::io::Error },
     #[error("TLS of the secure port: {0}")]
@@ -51,8 +54,9 @@ pub struct Control {
 const DRAIN: Duration = Duration::from_secs(2);
 
 impl Control {
-    /// Starts everything; returns once both ports listen. Objects are read before that, so a client that connects
-    /// right after gets them.
+    /// Starts everything; returns once both ports listen. Folders are read before that, so a client that connects
+    /// right after gets their objects; those of an API server come when it has been listed, and nothing is served
+    /// (nor is the process ready) until then.
     ///
     /// # Errors
     /// If the root, a port, the admin socket or the sources cannot be set up. Mistakes in objects are no error.
@@ -79,7 +83,14 @@ impl Control {
         let metrics = Metrics::new(&registry, clients.clone());
         admin(&config, &state, clients, readiness.clone(), registry, &drain).await?;
 
-        let snapshots = DirectorySource::new(config.sources.clone()).watch()?;
+        let snapshots = match &config.objects {
+            Objects::Folders(folders) => DirectorySource::new(folders.clone()).watch()?,
+            Objects::Kubernetes(access) => {
+                let api = ApiServer::connect(access).await?;
+                tracing::info!(server = api.address(), "objects come from the API server");
+                KubernetesSource::new(api, Scope::control_plane()).watch()
+            }
+        };
         let work = follow(snapshots, config, state, metrics, ready, drain);
         task::spawn("translate", work);
         Ok(Self { trigger, xds_addr, secure_addr, readiness })
@@ -223,6 +234,15 @@ async fn follow(
     let mut jwks = Fetcher::start(drain.clone());
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
+        if !snapshot.synced {
+            // A part of the objects would take from clients what the rest gives them.
+            snapshot.faults.iter().for_each(|fault| tracing::warn!(%fault, "waiting for the API server"));
+            tokio::select! {
+                () = drain.signaled() => return,
+                changed = snapshots.changed() => if changed.is_err() { return },
+            }
+            continue;
+        }
         let started = Instant::now();
         if let Err(error) = state.tokens().update(&snapshot.objects) {
             tracing::error!(%error, "tokens could not be written; new nodes and service accounts have none");

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use compat_control::{Config, Control};
+use compat_control::{Config, Control, Objects};
 use compat_translate::MeshOptions;
 use prost::Message;
 use tokio::sync::mpsc;
@@ -98,7 +98,7 @@ impl Lab {
 async fn start(folder: &Path) -> Control {
     let any: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
     let config = Config {
-        sources: vec![folder.join("objects")],
+        objects: Objects::Folders(vec![folder.join("objects")]),
         state_dir: folder.join("state"),
         xds_addr: any,
         secure_addr: any,

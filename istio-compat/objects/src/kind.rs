@@ -108,6 +108,16 @@ impl Kind {
         Ok(*found)
     }
 
+    /// As in the API server's paths: lower case, plural.
+    pub fn plural(self) -> String {
+        let name = self.name().to_lowercase();
+        match name.strip_suffix('y').filter(|stem| !stem.ends_with(['a', 'e', 'o', 'u'])) {
+            Some(stem) => format!("{stem}ies"),
+            None if name.ends_with('s') => format!("{name}es"),
+            None => format!("{name}s"),
+        }
+    }
+
     /// The preferred `apiVersion`.
     pub fn api_version(self) -> String {
         match self.group() {
@@ -120,5 +130,26 @@ impl Kind {
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Kind;
+
+    #[test]
+    fn plurals_are_the_api_servers() {
+        let all = [
+            (Kind::NetworkPolicy, "networkpolicies"),
+            (Kind::GatewayClass, "gatewayclasses"),
+            (Kind::Gateway, "gateways"),
+            (Kind::ServiceEntry, "serviceentries"),
+            (Kind::Telemetry, "telemetries"),
+            (Kind::EndpointSlice, "endpointslices"),
+            (Kind::BackendTLSPolicy, "backendtlspolicies"),
+        ];
+        for (kind, plural) in all {
+            assert_eq!(kind.plural(), plural);
+        }
     }
 }

@@ -21,7 +21,7 @@ pub use k8s_openapi;
 pub use kind::{Kind, KindError, Strictness};
 pub use object::{Object, ObjectKey, ObjectSet};
 pub use path::{FieldPath, Segment};
-pub use read::{read_str, read_value};
+pub use read::{read_object, read_str, read_value};
 pub use resource::{HasMeta, Resource};
 pub use scalar::{Base64, Duration, DurationError};
 

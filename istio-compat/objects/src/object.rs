@@ -48,62 +48,97 @@ struct Stored {
     location: Option<Location>,
 }
 
-/// All objects of one moment; cloning costs one reference count.
-#[derive(Clone, Debug, Default)]
+/// The objects of one kind.
+type OfKind = BTreeMap<Arc<ObjectKey>, Stored>;
+
+/// All objects of one moment; cloning costs one reference count, a change copies the references of one kind.
+#[derive(Clone, Debug)]
 pub struct ObjectSet {
-    objects: Arc<BTreeMap<ObjectKey, Stored>>,
+    /// By number of the kind.
+    kinds: Arc<Vec<Arc<OfKind>>>,
+}
+
+impl Default for ObjectSet {
+    fn default() -> ObjectSet {
+        ObjectSet { kinds: Arc::new(vec![Arc::default(); Kind::ALL.len()]) }
+    }
 }
 
 impl ObjectSet {
     pub fn len(&self) -> usize {
-        self.objects.len()
+        self.kinds.iter().map(|kind| kind.len()).sum()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.objects.is_empty()
+        self.kinds.iter().all(|kind| kind.is_empty())
     }
 
     /// Every object, by kind, namespace, name.
     pub fn iter(&self) -> impl Iterator<Item = (&ObjectKey, &Object)> {
-        self.objects.iter().map(|(key, stored)| (key, &stored.object))
+        self.kinds.iter().flat_map(|kind| kind.iter().map(|(key, stored)| (&**key, &stored.object)))
     }
 
     pub fn get(&self, key: &ObjectKey) -> Option<&Object> {
-        self.objects.get(key).map(|stored| &stored.object)
+        self.all(key.kind).get(key).map(|stored| &stored.object)
     }
 
     /// File and line of the object's document (of the first of several merged ones).
     pub fn location(&self, key: &ObjectKey) -> Option<&Location> {
-        self.objects.get(key)?.location.as_ref()
+        self.all(key.kind).get(key)?.location.as_ref()
     }
 
-    /// Adds or replaces; copies the map if other clones of this set live.
+    /// Adds or replaces; copies the kind's map if other clones of this set live.
     pub fn insert(&mut self, object: Object, location: Option<Location>) {
-        Arc::make_mut(&mut self.objects).insert(object.key(), Stored { object, location });
+        self.all_mut(object.kind()).insert(Arc::new(object.key()), Stored { object, location });
     }
 
     pub fn remove(&mut self, key: &ObjectKey) -> Option<Object> {
-        Arc::make_mut(&mut self.objects).remove(key).map(|stored| stored.object)
+        if !self.all(key.kind).contains_key(key) {
+            return None;
+        }
+        self.all_mut(key.kind).remove(key).map(|stored| stored.object)
+    }
+
+    /// Whether nothing of this kind differs, found without looking at the objects: true only for sets of which one
+    /// was made from the other (or both from a third) without a change of the kind.
+    pub fn same_of_kind(&self, other: &ObjectSet, kind: Kind) -> bool {
+        let (ours, theirs) = (self.all(kind), other.all(kind));
+        std::ptr::eq(ours, theirs) || (ours.is_empty() && theirs.is_empty())
+    }
+
+    /// Takes all objects of a kind over from another set, in place of its own.
+    pub fn take_kind(&mut self, other: &ObjectSet, kind: Kind) {
+        if !self.same_of_kind(other, kind) {
+            Arc::make_mut(&mut self.kinds)[kind as usize] = other.kinds[kind as usize].clone();
+        }
+    }
+
+    fn all(&self, kind: Kind) -> &OfKind {
+        &self.kinds[kind as usize]
+    }
+
+    fn all_mut(&mut self, kind: Kind) -> &mut OfKind {
+        Arc::make_mut(&mut Arc::make_mut(&mut self.kinds)[kind as usize])
     }
 
     fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &Object> {
-        let first = ObjectKey::new(kind, "", "");
-        self.objects.range(first..).take_while(move |(key, _)| key.kind == kind).map(|(_, stored)| &stored.object)
+        self.all(kind).values().map(|stored| &stored.object)
     }
 
     fn of_kind_in<'a>(&'a self, kind: Kind, namespace: &'a str) -> impl Iterator<Item = &'a Object> {
         let first = ObjectKey::new(kind, namespace, "");
-        self.objects
-            .range(first..)
-            .take_while(move |(key, _)| key.kind == kind && key.namespace == namespace)
+        self.all(kind)
+            .range::<ObjectKey, _>(first..)
+            .take_while(move |(key, _)| key.namespace == namespace)
             .map(|(_, stored)| &stored.object)
     }
 }
 
 impl FromIterator<Object> for ObjectSet {
     fn from_iter<I: IntoIterator<Item = Object>>(objects: I) -> ObjectSet {
-        let stored = objects.into_iter().map(|object| (object.key(), Stored { object, location: None }));
-        ObjectSet { objects: Arc::new(stored.collect()) }
+        let mut set = ObjectSet::default();
+        objects.into_iter().for_each(|object| set.insert(object, None));
+        set
     }
 }
 
@@ -135,6 +170,14 @@ macro_rules! objects {
             pub fn same(&self, other: &Object) -> bool {
                 match (self, other) {
                     $((Object::$kind(a), Object::$kind(b)) => Arc::ptr_eq(a, b),)*
+                    _ => false,
+                }
+            }
+
+            /// Whether both say the same.
+            pub fn alike(&self, other: &Object) -> bool {
+                match (self, other) {
+                    $((Object::$kind(a), Object::$kind(b)) => Arc::ptr_eq(a, b) || a == b,)*
                     _ => false,
                 }
             }

@@ -158,6 +158,13 @@ pub fn read_value(value: Value) -> Result<(Object, Vec<Fault>), Vec<Fault>> {
     }
 }
 
+/// Types what an API server said of an object whose kind is known (items of its lists do not say their kind).
+/// Without an object the faults hold an error; warnings come with the object. No fault has a place.
+pub fn read_object(key: &ObjectKey, value: &Value) -> (Option<Object>, Vec<Fault>) {
+    let (object, mistakes) = type_value(key.kind, value);
+    (object, mistakes.into_iter().map(|mistake| place(mistake, key, &[])).collect())
+}
+
 /// Reads every object of a YAML text. What is wrong is in the faults; what is right is in the set. Of two
 /// objects of the same key the later one counts.
 pub fn read_str(text: &str, file: &Path) -> (ObjectSet, Vec<Fault>) {

@@ -1,4 +1,5 @@
-//! Where objects come from: folders of YAML, later ones overlaying earlier ones.
+//! Where objects come from: folders of YAML, later ones overlaying earlier ones. (The API server is another crate's
+//! source of the same snapshots.)
 //!
 //! A folder is read recursively, files in the order of their paths; hidden files and folders are left out.
 //! Documents of the same kind, namespace and name in later folders are merged deeply into earlier ones (maps
@@ -25,6 +26,8 @@ pub use watch::SourceError;
 pub struct Snapshot {
     /// Raised by every change of objects or faults; the first read has 1.
     pub generation: u64,
+    /// Everything was read at least once. Until then no object means nothing: it may be there and not be known.
+    pub synced: bool,
     pub objects: ObjectSet,
     /// In the order of files, then objects.
     pub faults: Vec<Fault>,
@@ -35,6 +38,20 @@ impl Snapshot {
     pub fn errors(&self) -> impl Iterator<Item = &Fault> {
         self.faults.iter().filter(|fault| fault.severity == Severity::Error)
     }
+}
+
+/// Which version of an object is in force: the new one, or the last good one if the new one is refused (`None`). Its
+/// errors then say so.
+pub fn in_force<T>(new: Option<T>, last_good: Option<T>, faults: &mut [Fault]) -> Option<T> {
+    if new.is_some() {
+        return new;
+    }
+    let kept = if last_good.is_some() { "the last good version stays in force" } else { "it is not in force" };
+    for fault in faults.iter_mut().filter(|fault| fault.severity == Severity::Error) {
+        fault.reason.push_str("; ");
+        fault.reason.push_str(kept);
+    }
+    last_good
 }
 
 /// Reads folders (or single files) of YAML and JSON, once or continuously.
@@ -66,7 +83,7 @@ impl DirectorySource {
         faults.extend(self.objects.faults());
         if changed || self.snapshot.generation == 0 || faults != self.snapshot.faults {
             let generation = self.snapshot.generation + 1;
-            self.snapshot = Arc::new(Snapshot { generation, objects: self.objects.set(), faults });
+            self.snapshot = Arc::new(Snapshot { generation, synced: true, objects: self.objects.set(), faults });
         }
         self.snapshot.clone()
     }

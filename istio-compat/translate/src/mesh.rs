@@ -1,6 +1,7 @@
 //! The objects as the mesh sees them: services with ports and endpoints, workloads, waypoints and who uses them.
 pub(crate) mod endpoints;
 pub(crate) mod ports;
+pub(crate) mod providers;
 pub(crate) mod services;
 pub(crate) mod waypoints;
 pub(crate) mod workloads;
@@ -11,6 +12,7 @@ use compat_objects::ObjectSet;
 
 use crate::{Faults, MeshOptions};
 pub(crate) use ports::{AppProtocol, ServicePort};
+pub(crate) use providers::Providers;
 pub(crate) use services::Service;
 pub(crate) use waypoints::{Waypoint, WaypointKey};
 pub(crate) use workloads::{Locality, Workload};
@@ -37,6 +39,7 @@ pub(crate) struct Mesh<'a> {
     /// By uid.
     pub(crate) workloads: BTreeMap<String, Workload>,
     pub(crate) waypoints: BTreeMap<WaypointKey, Waypoint>,
+    pub(crate) providers: Providers,
     /// Keys in `services` by hostname; more than one only for ServiceEntries.
     by_hostname: HashMap<String, Vec<String>>,
 }
@@ -51,7 +54,8 @@ impl<'a> Mesh<'a> {
         for (key, service) in &services {
             by_hostname.entry(service.hostname.clone()).or_default().push(key.clone());
         }
-        Self { objects, options, services, workloads, waypoints, by_hostname }
+        let providers = Providers::read(objects, &options.root_namespace, faults);
+        Self { objects, options, services, workloads, waypoints, providers, by_hostname }
     }
 
     /// The service a hostname means to someone in `namespace`.

@@ -121,8 +121,60 @@ metadata: {name: p, namespace: shop}
 spec: {targetRefs: [{kind: Service, group: '', name: b}], action: CUSTOM, provider: {name: nobody}, rules: [{}]}
 ",
     );
-    assert_fault(&output, "AuthorizationPolicy shop/p: spec.");
-    assert!(inside(&output).contains("ns[shop]-policy[p]"));
+    assert_fault(&output, "AuthorizationPolicy shop/p: spec.provider.name: the mesh configuration has no extension");
+    // Enforced, not noted.
+    let text = inside(&output);
+    assert!(text.contains("istio-ext-authz-nobody-ns[shop]-policy[p]-rule[0]-deny-due-to-bad-CUSTOM-action"));
+    assert!(!text.contains("envoy.filters.http.ext_authz"));
+}
+
+fn provider(mesh: &str, policy: &str) -> MeshOutput {
+    let indented = mesh.replace('\n', "\n    ");
+    output(&format!(
+        "
+apiVersion: v1
+kind: ConfigMap
+metadata: {{name: istio, namespace: istio-system}}
+data:
+  mesh: |
+    {indented}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: p, namespace: shop}}
+spec: {{targetRefs: [{{kind: Service, group: '', name: a}}], action: CUSTOM, {policy}}}
+"
+    ))
+}
+
+#[test]
+fn custom_authorization_asks_its_provider_and_closes_what_it_cannot_ask() {
+    let good = "extensionProviders: [{name: g, envoyExtAuthzGrpc: {service: b.shop.svc.cluster.local, port: 80}}]";
+    let asked = provider(good, "provider: {name: g}, rules: [{}]");
+    let text = inside(&asked);
+    assert!(text.contains("istio-ext-authz-g-ns[shop]-policy[p]-rule[0]") && text.contains("istio_ext_authz_"));
+    assert!(text.contains("outbound|80||b.shop.svc.cluster.local"));
+    let waypoint = &asked.waypoints["shop/w"];
+    assert!(waypoint.clusters.contains_key("outbound|80||b.shop.svc.cluster.local"));
+    // The service's TCP port takes nothing.
+    assert_fault(&asked, "AuthorizationPolicy shop/p: spec.action: external authorization of TCP connections");
+    assert!(text.contains("ns[shop]-policy[p]-rule[custom]"));
+    for (mesh, reason) in [
+        (good.replace("b.shop", "nobody.shop"), "no Service or ServiceEntry has the provider's host nobody"),
+        (good.replace("port: 80", "port: 81"), "has no port 81"),
+        (good.replace("port: 80", "port: 80, failopen: true"), "unknown field `failopen`"),
+    ] {
+        let closed = provider(&mesh, "provider: {name: g}, rules: [{}]");
+        assert_fault(&closed, reason);
+        assert!(inside(&closed).contains("-deny-due-to-bad-CUSTOM-action"), "{reason}");
+    }
+    let broken = provider("extensionProviders: {", "provider: {name: g}, rules: [{}]");
+    assert_fault(&broken, "ConfigMap istio-system/istio: data.mesh");
+    assert!(inside(&broken).contains("-deny-due-to-bad-CUSTOM-action"));
+    let rule = "provider: {name: g}, rules: [{when: [{key: experimental.envoy.filters.x, values: [y]}]}]";
+    let unreadable = provider(good, rule);
+    assert_fault(&unreadable, "AuthorizationPolicy shop/p: spec.rules[0].when[0]");
+    assert!(inside(&unreadable).contains("ns[shop]-policy[p]-rule[invalid]"));
 }
 
 #[test]

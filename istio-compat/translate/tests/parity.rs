@@ -128,6 +128,7 @@ cases! {
     destination_rules_waypoints "07" waypoints;
     l7_authorization_node "09" node;
     l7_authorization_waypoints "09" waypoints;
+    external_authorization_waypoints "10" waypoints;
     audit_and_dry_run_waypoints "11" waypoints;
     jwt_waypoints "12" waypoints;
     http_routes_waypoints "14" waypoints;

@@ -3,9 +3,7 @@
 //! One owner means no locks and one order of things: an ADD, a changed object and a proxy's listeners never overlap.
 //! Other tasks (sockets, sources, flows) send [`Event`]s and get answers back.
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,19 +11,23 @@ use compat_objects::ObjectSet;
 use compat_objects::source::Snapshot;
 use l4_cni::protocol::{AttachmentId, Request, Response};
 use l4_loader::Datapath;
-use l4_netns::{Netlink, NetnsId};
-use strata_abi::identity;
+use l4_netns::{Netlink, NetnsId, NodeRoute};
+use strata_abi::{ProxyPlace, identity};
+use strata_runtime::ReadyGuard;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::arrivals::Arrival;
+use crate::derive::Derived;
 use crate::enrolment::Phase;
 use crate::flows::Reporter;
 use crate::handoff::{Outgoing, ProxyEvent};
+use crate::install::Installation;
 use crate::ipam::Ipam;
 use crate::metrics::AgentMetrics;
 use crate::names::SharedNames;
 use crate::objects::NodeFacts;
 use crate::state::{PodState, Registry, StateDir, StateError};
-use crate::status::StatusFile;
+use crate::status::Status;
 use crate::tables::Tables;
 
 /// How often vanished pods are looked for and waiting ones tried again.
@@ -107,7 +109,18 @@ impl Pod {
 pub(crate) struct Proxy {
     pub(crate) connection: u64,
     pub(crate) pid: u32,
+    pub(crate) place: ProxyPlace,
     pub(crate) out: mpsc::Sender<Outgoing>,
+}
+
+/// Where objects come from.
+pub(crate) struct Source {
+    pub(crate) snapshots: watch::Receiver<Arc<Snapshot>>,
+    pub(crate) status: Option<Status>,
+    /// Objects and CNI calls come from the same place, the API server: an ADD whose pod is not known waits for it.
+    pub(crate) waits_for_pods: bool,
+    /// Kept until objects are in force.
+    pub(crate) ready: ReadyGuard,
 }
 
 /// What [`Agent::new`] needs.
@@ -117,13 +130,12 @@ pub(crate) struct Parts {
     pub(crate) tables: Tables,
     pub(crate) netlink: Netlink,
     pub(crate) state: StateDir,
-    pub(crate) status: Option<StatusFile>,
-    pub(crate) snapshots: watch::Receiver<Arc<Snapshot>>,
+    pub(crate) source: Source,
     pub(crate) names: SharedNames,
     pub(crate) reporter: Reporter,
     pub(crate) metrics: AgentMetrics,
     pub(crate) uplink: Option<(u32, u32)>,
-    pub(crate) proxy_cgroup: PathBuf,
+    pub(crate) installation: Option<Installation>,
 }
 
 /// See the module.
@@ -132,31 +144,45 @@ pub(crate) struct Agent {
     pub(crate) datapath: Datapath,
     pub(crate) tables: Tables,
     pub(crate) netlink: Netlink,
-    state: StateDir,
-    status: Option<StatusFile>,
+    pub(crate) state: StateDir,
+    status: Option<Status>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     pub(crate) snapshot: Arc<Snapshot>,
-    names: SharedNames,
+    pub(crate) waits_for_pods: bool,
+    /// ADDs that wait for their pods.
+    pub(crate) arrivals: Vec<Arrival>,
+    pub(crate) ready: Option<ReadyGuard>,
+    pub(crate) names: SharedNames,
     pub(crate) reporter: Reporter,
-    metrics: AgentMetrics,
+    pub(crate) metrics: AgentMetrics,
     /// Index and MTU of the device towards the other nodes, if named.
     pub(crate) uplink: Option<(u32, u32)>,
+    /// The plugin's place on the node, if this agent is to put it there.
+    pub(crate) installation: Option<Installation>,
+    /// Why the plugin is not there, as logged last.
+    install_problem: Option<String>,
     pub(crate) own_netns: NetnsId,
     pub(crate) registry: Registry,
     pub(crate) ipam: Ipam,
     pub(crate) pods: BTreeMap<AttachmentId, Pod>,
     pub(crate) facts: NodeFacts,
+    /// What followed from the objects last time.
+    pub(crate) derived: Option<Derived>,
+    /// Routes the kernel has, as far as is known.
+    pub(crate) routes_in_place: Option<Vec<NodeRoute>>,
     /// The objects as they are for this node, of the last reconciliation that worked.
     pub(crate) objects: ObjectSet,
     pub(crate) proxy: Option<Proxy>,
     /// Earlier proxies that still hold their connection, while they drain.
     pub(crate) retired: Vec<Proxy>,
     /// Objects have been in force since this agent's start: the last good ones are known.
-    knows_objects: bool,
+    pub(crate) knows_objects: bool,
+    /// A proxy was not told of pods because their accounts were not known.
+    pub(crate) held_back: bool,
     /// Why the objects are not in force as a whole.
     pub(crate) problem: Option<String>,
     /// Number of the last identities written to the state folder.
-    saved_numbers: String,
+    pub(crate) saved_numbers: String,
     ticks: u32,
 }
 
@@ -168,7 +194,7 @@ impl Agent {
     pub(crate) fn new(parts: Parts) -> anyhow::Result<Agent> {
         let registry = parts.state.registry()?;
         let own = l4_netns::current()?;
-        let mut snapshots = parts.snapshots;
+        let mut snapshots = parts.source.snapshots;
         let snapshot = snapshots.borrow_and_update().clone();
         let agent = Agent {
             node: parts.node,
@@ -176,32 +202,36 @@ impl Agent {
             tables: parts.tables,
             netlink: parts.netlink,
             state: parts.state,
-            status: parts.status,
+            status: parts.source.status,
             snapshots,
             snapshot,
+            waits_for_pods: parts.source.waits_for_pods,
+            arrivals: Vec::new(),
+            ready: Some(parts.source.ready),
             names: parts.names,
             reporter: parts.reporter,
             metrics: parts.metrics,
             uplink: parts.uplink,
+            installation: parts.installation,
+            install_problem: None,
             own_netns: l4_netns::id_of(std::os::fd::AsFd::as_fd(&own))?,
             ipam: Ipam::new(registry.positions),
             registry,
             pods: BTreeMap::new(),
             facts: NodeFacts::default(),
+            derived: None,
+            routes_in_place: None,
             objects: ObjectSet::default(),
             proxy: None,
             retired: Vec::new(),
             knows_objects: false,
+            held_back: false,
             problem: None,
             saved_numbers: String::new(),
             ticks: 0,
         };
-        let proxy_cgroup = l4_loader::cgroup_id(&parts.proxy_cgroup)?;
         // Short-cuts of a proxy that may be gone are not trusted; the next proxy grants again.
-        agent.datapath.maps().config.update(|config| {
-            config.proxy_cgroup = proxy_cgroup;
-            config.grant_generation += 1;
-        })?;
+        agent.datapath.maps().config.update(|config| config.grant_generation += 1)?;
         agent.datapath.maps().grants.clear()?;
         Ok(agent)
     }
@@ -244,15 +274,17 @@ impl Agent {
     }
 
     async fn objects_changed(&mut self) {
-        self.snapshot = self.snapshots.borrow_and_update().clone();
-        for fault in &self.snapshot.faults {
+        let before = std::mem::replace(&mut self.snapshot, self.snapshots.borrow_and_update().clone());
+        for fault in self.snapshot.faults.iter().filter(|fault| !before.faults.contains(fault)) {
             tracing::warn!(%fault, "object");
         }
         self.reconcile_and_report().await;
+        self.retry_arrivals().await;
     }
 
     async fn tick(&mut self) {
         self.ticks = self.ticks.wrapping_add(1);
+        self.install_when_ready();
         self.reporter.set_lost(self.datapath.maps());
         let gone: Vec<AttachmentId> =
             self.pods.values().filter(|pod| has_vanished(pod)).map(|pod| pod.state.attachment.clone()).collect();
@@ -264,119 +296,37 @@ impl Agent {
             self.reconcile_and_report().await;
         }
         if self.ticks.is_multiple_of(VERIFY_EVERY) {
+            self.forget_gone_proxies(false);
+            self.routes_in_place = None;
             match self.tables.refresh(self.datapath.maps()) {
                 Ok(()) => self.reconcile_and_report().await,
                 Err(error) => tracing::error!(%error, "maps could not be read back"),
             }
         }
+        self.retry_arrivals().await;
         self.retry_mesh(self.ticks.is_multiple_of(RETRY_EVERY)).await;
         self.metrics.set_pods(self.pods.values());
     }
 
-    /// Everything that follows from objects and pods, in order. Errors are kept for status and logged.
-    pub(crate) async fn reconcile_and_report(&mut self) {
-        if let Err(error) = self.reconcile() {
-            tracing::error!(%error, "objects are not in force, the last good ones stay");
-        }
-        if !self.knows_objects {
-            // Whatever an earlier agent put in force stays: nothing is known that could replace it.
+    /// The plugin appears on the node once an ADD would succeed, and again should somebody take it away.
+    fn install_when_ready(&mut self) {
+        let Some(installation) = &self.installation else { return };
+        if self.ready().is_err() {
             return;
         }
-        self.sync_routes().await;
-        self.sync_mesh().await;
-        self.write_status();
-    }
-
-    /// Brings the maps in line with objects and pods.
-    ///
-    /// # Errors
-    /// If a compilation or a map write failed; what was in force stays as far as possible.
-    pub(crate) fn reconcile(&mut self) -> anyhow::Result<()> {
-        let start = Instant::now();
-        let result = self.try_reconcile();
-        self.metrics.reconciled(start.elapsed(), result.is_ok());
-        self.problem = result.as_ref().err().map(|error| format!("{error:#}"));
-        result
-    }
-
-    fn try_reconcile(&mut self) -> anyhow::Result<()> {
-        self.check_source()?;
-        let facts = crate::objects::node_facts(&self.snapshot.objects, &self.node, self.uplink.map(|(index, _)| index));
-        if facts.problems != self.facts.problems {
-            facts.problems.iter().for_each(|problem| tracing::warn!(%problem, "node"));
-        }
-        self.ipam.set_ranges(&facts.pod_ranges);
-        let local: Vec<crate::objects::LocalPod<'_>> = self
-            .pods
-            .values()
-            .map(|pod| (pod.state.pod.namespace.as_str(), pod.state.pod.name.as_str(), &pod.state.lease))
-            .collect();
-        let objects = crate::objects::effective(&self.snapshot.objects, &self.node, &local);
-        let next = self.tables.compile(self.datapath.maps(), &objects)?;
-        // Before the maps: a crash in between must not give the same numbers to others.
-        let numbers = next.numbers();
-        if numbers != self.saved_numbers {
-            self.state.save_identities(&numbers)?;
-            self.saved_numbers = numbers;
-        }
-        for pod in self.pods.values_mut() {
-            crate::mesh::describe(pod, &objects, &self.node, next.identity_of(&pod.state.uid()));
-        }
-        let unmanaged: Vec<IpAddr> =
-            self.pods.values().filter(|pod| !pod.described).flat_map(|pod| pod.state.addresses()).collect();
-        let records = self.records();
-        let changed = self.tables.apply(self.datapath.maps(), next, &records, &unmanaged)?;
-        self.set_config(&facts.addresses, changed)?;
-        self.facts = facts;
-        self.names.store(Arc::new(crate::names::Names::build(
-            &objects,
-            &self.tables.in_force,
-            self.facts.names.clone(),
-        )));
-        self.objects = objects;
-        self.knows_objects = true;
-        Ok(())
-    }
-
-    /// Refuses a source that would make policy vanish for no other reason than that it cannot be read.
-    fn check_source(&self) -> anyhow::Result<()> {
-        if self.pods.is_empty() {
-            return Ok(());
-        }
-        if self.snapshot.objects.is_empty() {
-            anyhow::bail!("the sources hold no object at all; what is in force stays");
-        }
-        // Later, the source itself keeps the last good version of what is broken; a new agent has none.
-        let of_policy = |fault: &&compat_objects::Fault| {
-            fault.object.is_empty()
-                || ["NetworkPolicy ", "Namespace ", "Pod "].iter().any(|kind| fault.object.starts_with(kind))
-        };
-        match self.snapshot.errors().find(of_policy) {
-            Some(fault) if !self.knows_objects => {
-                anyhow::bail!(
-                    "since its start the agent knows no good version of this; what is in force stays: {fault}"
-                )
+        let problem = match installation.ensure() {
+            Ok(true) => {
+                tracing::info!(plugins = %installation.bin_dir.display(), configurations = %installation.conf_dir.display(), "the CNI plugin is installed");
+                None
             }
-            _ => Ok(()),
-        }
-    }
-
-    fn set_config(&self, addresses: &[IpAddr], policy_changed: bool) -> Result<(), l4_loader::Error> {
-        let first = |v4: bool| addresses.iter().find(|address| address.is_ipv4() == v4).map(|a| (*a).into());
-        let config = &self.datapath.maps().config;
-        let present = config.get()?;
-        let mut wanted = present;
-        wanted.node_v4 = first(true).unwrap_or_default();
-        wanted.node_v6 = first(false).unwrap_or_default();
-        wanted.policy_generation += u64::from(policy_changed);
-        if wanted != present { config.set(&wanted) } else { Ok(()) }
-    }
-
-    async fn sync_routes(&mut self) {
-        match l4_netns::sync_node_routes(&self.netlink, &self.facts.routes).await {
-            Ok((0, 0)) => {}
-            Ok((added, removed)) => tracing::info!(added, removed, "routes to other nodes' pods"),
-            Err(error) => tracing::warn!(%error, "routes to other nodes' pods are incomplete"),
+            Ok(false) => None,
+            Err(error) => Some(error.to_string()),
+        };
+        if problem != self.install_problem {
+            if let Some(problem) = &problem {
+                tracing::error!(problem, "the CNI plugin could not be installed");
+            }
+            self.install_problem = problem;
         }
     }
 
@@ -393,16 +343,23 @@ impl Agent {
         }
     }
 
-    /// Writes the status folder's file.
+    /// Tells what became of the pods.
     pub(crate) fn write_status(&mut self) {
         if !self.knows_objects {
             return;
         }
-        let reports = self.pods.values().filter(|pod| pod.described && pod.state.ifindex != 0).map(crate::mesh::report);
-        let reports: Vec<_> = reports.collect();
-        let Some(status) = &mut self.status else { return };
-        if let Err(error) = status.write(&reports, &self.facts.addresses) {
-            tracing::error!(%error, "status file could not be written");
+        let told = self.pods.values().filter(|pod| pod.described && pod.state.ifindex != 0);
+        let reports: Vec<_> = told.map(|pod| crate::mesh::report(pod, &self.objects)).collect();
+        if let Some(status) = &mut self.status {
+            status.write(&reports, &self.facts.addresses);
+        }
+    }
+
+    /// Waits until what was told has arrived; false if that took longer than `within`.
+    pub(crate) async fn status_written(&self, within: Duration) -> bool {
+        match &self.status {
+            Some(status) => status.settled(within).await,
+            None => true,
         }
     }
 }

@@ -3,7 +3,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use anyhow::Context;
 use clap::Parser;
+
+use crate::install::Installation;
 
 /// The node agent of Strata's lower layer: CNI, addresses, routes, services, network policy and socket capture,
 /// by eBPF programs it loads and maps it fills.
@@ -22,30 +25,49 @@ pub(crate) struct Args {
     /// Folder on a BPF file system for the pinned maps and links of this node
     #[arg(long, default_value = "/sys/fs/bpf/strata", value_name = "DIR")]
     pub(crate) bpffs: PathBuf,
-    /// cgroup v2 folder: sockets of processes in it and below see services, policy and capture.
-    /// Default: where cgroup v2 is mounted
+    /// cgroup v2 folder, or a folder whose `unified` is one: sockets of processes in it and below see services, policy
+    /// and capture; node proxies must run there. Default: where cgroup v2 is mounted
     #[arg(long, value_name = "DIR")]
     pub(crate) cgroup: Option<PathBuf>,
-    /// The node proxy's cgroup, a folder below --cgroup: its sockets are never captured
-    #[arg(long, default_value = "proxy", value_name = "NAME")]
-    pub(crate) proxy_cgroup: String,
-    /// Where objects come from: dir:PATH, a folder of YAML. May be repeated, later ones overlay earlier ones
-    #[arg(long = "source", value_name = "dir:PATH")]
+    /// Where objects come from: `kubernetes`, the API server; or dir:PATH, a folder of YAML, which may be repeated,
+    /// later ones overlaying earlier ones
+    #[arg(long = "source", value_name = "kubernetes|dir:PATH")]
     pub(crate) sources: Vec<Source>,
-    /// Folder to write the status of this node's pods to, as pods-NODE.yaml
+    /// How to reach the API server; default: KUBERNETES_SERVICE_HOST and _PORT with the pod's service account
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// The agent's own DaemonSet. When that is deleted, the end of the agent takes everything back from the node
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub(crate) daemonset: Option<Named>,
+    /// Folder to write the status of this node's pods to, as pods-NODE.yaml (with --source dir:PATH)
     #[arg(long, value_name = "DIR")]
     pub(crate) status_dir: Option<PathBuf>,
+    /// Put the CNI plugin here: the folder the container runtime runs plugins from (/opt/cni/bin on the node). With
+    /// --cni-conf-dir
+    #[arg(long, value_name = "DIR", requires = "cni_conf_dir")]
+    pub(crate) cni_bin_dir: Option<PathBuf>,
+    /// Put the network configuration here, once an ADD would succeed: the folder the container runtime reads
+    /// (/etc/cni/net.d on the node)
+    #[arg(long, value_name = "DIR", requires = "cni_bin_dir")]
+    pub(crate) cni_conf_dir: Option<PathBuf>,
+    /// Come after the plugins of the first configuration in --cni-conf-dir, which stays as it is
+    #[arg(long, requires = "cni_conf_dir")]
+    pub(crate) cni_chain: bool,
     /// Device that leads to the other nodes; default: the one the kernel's routing table says
     #[arg(long, value_name = "IFACE")]
     pub(crate) uplink: Option<String>,
     /// Serve the admin interface on this address as well, for example 127.0.0.1:15000 (always on RUN_DIR/agent.sock)
     #[arg(long, value_name = "ADDR")]
     pub(crate) admin_addr: Option<SocketAddr>,
+    /// Serve health and metrics, and nothing else, on this address for Prometheus, for example 0.0.0.0:9965
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) metrics_addr: Option<SocketAddr>,
 }
 
 /// Where objects come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Source {
+    Kubernetes,
     Directory(PathBuf),
 }
 
@@ -54,20 +76,61 @@ impl FromStr for Source {
 
     fn from_str(text: &str) -> Result<Source, String> {
         match text.split_once(':') {
+            None if text == "kubernetes" => Ok(Source::Kubernetes),
             Some(("dir", path)) if !path.is_empty() => Ok(Source::Directory(path.into())),
-            _ => Err(format!("{text:?} is not of the form dir:PATH")),
+            _ => Err(format!("{text:?} is neither `kubernetes` nor of the form dir:PATH")),
+        }
+    }
+}
+
+/// An object of a namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Named {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+}
+
+impl FromStr for Named {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Named, String> {
+        match text.split_once('/') {
+            Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+                Ok(Named { namespace: namespace.to_owned(), name: name.to_owned() })
+            }
+            _ => Err(format!("{text:?} is not of the form NAMESPACE/NAME")),
         }
     }
 }
 
 impl Args {
-    /// The cgroup to attach to.
+    /// Where the CNI plugin goes, if this agent is to put it anywhere.
     ///
     /// # Errors
-    /// If none is given and cgroup v2 is not mounted.
+    /// If the plugin did not come with the agent.
+    pub(crate) fn installation(&self) -> anyhow::Result<Option<Installation>> {
+        let (Some(bin_dir), Some(conf_dir)) = (self.cni_bin_dir.clone(), self.cni_conf_dir.clone()) else {
+            return Ok(None);
+        };
+        let own = std::env::current_exe()?;
+        let plugin = own.with_file_name("strata-cni");
+        anyhow::ensure!(plugin.is_file(), "--cni-bin-dir: {} is missing", plugin.display());
+        let socket = self.run_dir.join("cni.sock");
+        Ok(Some(Installation { plugin, bin_dir, conf_dir, socket, chained: self.cni_chain }))
+    }
+
+    /// The cgroup to attach to; one that is named and not there is made.
+    ///
+    /// # Errors
+    /// If none is given and cgroup v2 is not mounted, or the one given is none.
     pub(crate) fn cgroup(&self) -> anyhow::Result<PathBuf> {
+        if let Some(path) = &self.cgroup {
+            std::fs::create_dir_all(path).with_context(|| format!("--cgroup {}", path.display()))?;
+        }
         match &self.cgroup {
-            Some(path) => Ok(path.clone()),
+            Some(path) if path.join("cgroup.procs").exists() => Ok(path.clone()),
+            Some(path) if path.join("unified/cgroup.procs").exists() => Ok(path.join("unified")),
+            Some(path) => anyhow::bail!("--cgroup {}: it is no cgroup v2 folder and has no `unified`", path.display()),
             None => {
                 let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
                 cgroup2_mount(&mounts)
@@ -99,7 +162,9 @@ mod tests {
     #[test]
     fn sources_name_their_kind() {
         assert_eq!("dir:/a:b".parse(), Ok(Source::Directory("/a:b".into())));
-        assert!("kubernetes".parse::<Source>().is_err());
+        assert_eq!("kubernetes".parse(), Ok(Source::Kubernetes));
+        assert!("kubernetes:x".parse::<Source>().is_err());
+        assert!("istio-system/".parse::<Named>().is_err());
         assert!("dir:".parse::<Source>().is_err());
     }
 

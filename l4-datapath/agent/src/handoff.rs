@@ -1,15 +1,17 @@
 //! The agent's end of the handoff: accepts proxies and carries messages to and from the agent's task.
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use strata_abi::ProxyPlace;
 use strata_handoff::{AgentEnd, AgentMessage, HandoffError, Listener, ProxyMessage, VERSION};
 use strata_runtime::{drain, task};
 use tokio::sync::mpsc;
 
 use crate::agent::Event;
+use crate::proxies::{self, PlaceError};
 
 /// How long a proxy may take to say hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -22,18 +24,19 @@ pub(crate) type Outgoing = (AgentMessage, Option<Arc<OwnedFd>>);
 /// What the agent's task hears of a proxy. Connections are numbered; the newest is the proxy in charge.
 #[derive(Debug)]
 pub(crate) enum ProxyEvent {
-    Connected { connection: u64, pid: u32, out: mpsc::Sender<Outgoing> },
+    Connected { connection: u64, pid: u32, place: ProxyPlace, out: mpsc::Sender<Outgoing> },
     Message { connection: u64, message: ProxyMessage, descriptors: Vec<OwnedFd> },
     Gone { connection: u64 },
 }
 
-/// Listens on `path`. Returns once it listens.
+/// Listens on `path`; proxies must run below the cgroup2 folder `cgroup`. Returns once it listens.
 ///
 /// # Errors
 /// If the socket cannot be bound.
 pub(crate) fn serve(
     path: &Path,
     node: Arc<str>,
+    cgroup: PathBuf,
     events: mpsc::Sender<Event>,
     mut watch: drain::Watch,
 ) -> Result<(), HandoffError> {
@@ -48,9 +51,9 @@ pub(crate) fn serve(
             match accepted {
                 Ok(connection) => {
                     let number = numbers.fetch_add(1, Ordering::Relaxed);
-                    let (node, events) = (node.clone(), events.clone());
+                    let (node, cgroup, events) = (node.clone(), cgroup.clone(), events.clone());
                     task::spawn("handoff-connection", async move {
-                        if let Err(error) = converse(&connection, number, &node, &events).await {
+                        if let Err(error) = converse(&connection, number, &node, cgroup, &events).await {
                             tracing::warn!(connection = number, %error, "handoff connection ended");
                         }
                         // The agent's task may be gone: then nobody needs to know.
@@ -74,6 +77,8 @@ enum ConverseError {
     Handoff(#[from] HandoffError),
     #[error("the proxy did not say hello")]
     NoHello,
+    #[error("the proxy is not let in: {0}")]
+    Place(#[from] PlaceError),
     #[error("the proxy speaks version {0} of the handoff, this agent {VERSION}")]
     Version(u32),
 }
@@ -82,6 +87,7 @@ async fn converse(
     connection: &AgentEnd,
     number: u64,
     node: &str,
+    cgroup: PathBuf,
     events: &mpsc::Sender<Event>,
 ) -> Result<(), ConverseError> {
     let hello = tokio::time::timeout(HELLO_TIMEOUT, connection.recv()).await.map_err(|_| ConverseError::NoHello)?;
@@ -96,8 +102,13 @@ async fn converse(
     if version != VERSION {
         return Err(ConverseError::Version(version));
     }
+    let (seen, home) =
+        (connection.peer_pid()?, l4_loader::netns_cookie(connection.socket()).map_err(PlaceError::from)?);
+    // A walk over folders: not on a thread that others wait for.
+    let located = tokio::task::spawn_blocking(move || proxies::locate(seen, home, &cgroup)).await;
+    let place = located.map_err(|error| HandoffError::Io(std::io::Error::other(error)))??;
     let (out, queue) = mpsc::channel(QUEUE);
-    let connected = Event::Proxy(ProxyEvent::Connected { connection: number, pid, out });
+    let connected = Event::Proxy(ProxyEvent::Connected { connection: number, pid: seen.unwrap_or(pid), place, out });
     if events.send(connected).await.is_err() {
         return Ok(());
     }

@@ -4,28 +4,34 @@
 mod admin;
 mod agent;
 mod args;
+mod arrivals;
 mod cni;
+mod compile;
+mod derive;
 mod enrolment;
 mod flows;
 mod handoff;
+mod install;
 mod ipam;
 mod mesh;
 mod metrics;
 mod names;
 mod objects;
+mod proxies;
+mod reconcile;
+mod sources;
 mod state;
 mod status;
 mod tables;
+mod uninstall;
 mod wiring;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use clap::Parser;
-use compat_objects::source::DirectorySource;
 use l4_flow::{Metrics, Publisher};
 use l4_loader::{Datapath, LoadOptions};
 use l4_netns::Netlink;
@@ -33,12 +39,11 @@ use strata_runtime::metrics::Registry;
 use strata_runtime::{Readiness, admin::Admin, drain, logging, shutdown_signal};
 use tokio::sync::mpsc;
 
-use crate::agent::{Agent, Parts};
-use crate::args::{Args, Source};
+use crate::agent::{Agent, Parts, Source};
+use crate::args::Args;
 use crate::flows::Reporter;
 use crate::metrics::AgentMetrics;
 use crate::state::StateDir;
-use crate::status::StatusFile;
 use crate::tables::Tables;
 
 /// Events that wait for the agent's task; senders wait when it is full.
@@ -68,7 +73,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
         publisher: publisher.clone(),
     };
     let metrics = AgentMetrics::register(&registry);
-    let mut agent = Agent::new(parts(&args, node.clone(), names, reporter.clone(), metrics).await?)?;
+    let sources::Opened { snapshots, status, waits_for_pods, daemon_set } = sources::open(&args).await?;
+    let source = Source { snapshots, status, waits_for_pods, ready: readiness.task("objects") };
+    let mut agent = Agent::new(parts(&args, node.clone(), names, reporter.clone(), metrics, source).await?)?;
     reporter.follow(agent.datapath.events()?);
     agent.adopt().await;
     // Policy of the adopted pods first, then this build's programs under them.
@@ -77,17 +84,29 @@ async fn run(args: Args) -> anyhow::Result<()> {
 
     let (events, queue) = mpsc::channel(EVENTS);
     let (trigger, watch) = drain::channel();
+    let public = Admin::new("strata-agent", readiness.clone(), registry.clone());
     let admin = Admin::new("strata-agent", readiness, registry).stream("/flows", publisher.sender());
     let admin = admin::with_queries(admin, &events);
     admin.serve_unix(&args.run_dir.join("agent.sock"), watch.clone()).await.context("agent.sock")?;
     if let Some(address) = args.admin_addr {
         admin.serve_tcp(address, watch.clone()).await.with_context(|| format!("--admin-addr {address}"))?;
     }
-    handoff::serve(&args.run_dir.join("handoff.sock"), node, events.clone(), watch.clone()).context("handoff.sock")?;
+    if let Some(address) = args.metrics_addr {
+        public.serve_tcp(address, watch.clone()).await.with_context(|| format!("--metrics-addr {address}"))?;
+    }
+    let cgroup = args.cgroup()?;
+    handoff::serve(&args.run_dir.join("handoff.sock"), node, cgroup, events.clone(), watch.clone())
+        .context("handoff.sock")?;
     cni::serve(&args.run_dir.join("cni.sock"), events, watch).context("cni.sock")?;
     drop(started);
     agent.run(queue, shutdown_signal()).await;
-    // Nothing is taken down: pods, programs and maps outlive the agent.
+    // Otherwise nothing is taken down: pods, programs and maps outlive the agent.
+    if sources::is_uninstalled(daemon_set.as_ref()).await {
+        agent.take_back(&args.bpffs, &args.run_dir).await;
+        if !agent.status_written(DRAIN).await {
+            tracing::warn!("not every pod could be told that it is out of the mesh");
+        }
+    }
     drop(agent);
     trigger.drain(DRAIN).await;
     Ok(())
@@ -99,6 +118,7 @@ async fn parts(
     names: names::SharedNames,
     reporter: Reporter,
     metrics: AgentMetrics,
+    source: Source,
 ) -> anyhow::Result<Parts> {
     std::fs::create_dir_all(&args.run_dir).with_context(|| args.run_dir.display().to_string())?;
     let state = StateDir::open(&args.run_dir.join("state"))?;
@@ -112,25 +132,19 @@ async fn parts(
         l4_loader::ensure_bpffs()?;
     }
     let cgroup = args.cgroup()?;
-    let proxy_cgroup = cgroup.join(&args.proxy_cgroup);
-    std::fs::create_dir_all(&proxy_cgroup).with_context(|| proxy_cgroup.display().to_string())?;
     let datapath = Datapath::load(&LoadOptions { bpffs: args.bpffs.clone(), cgroup })?;
     let tables = Tables::read(datapath.maps(), &node, state.identities())?;
-    let folders: Vec<PathBuf> = args.sources.iter().map(|Source::Directory(path)| path.clone()).collect();
-    let status = args.status_dir.as_deref().map(|folder| StatusFile::new(folder, &node));
-    let snapshots = DirectorySource::new(folders).watch()?;
     Ok(Parts {
         node,
         datapath,
         tables,
         netlink,
         state,
-        status,
-        snapshots,
+        source,
         names,
         reporter,
         metrics,
         uplink,
-        proxy_cgroup,
+        installation: args.installation()?,
     })
 }

@@ -25,13 +25,20 @@ pub(crate) fn describe(pod: &mut Pod, objects: &ObjectSet, node: &str, identity:
     pod.described = found.is_some() && identity.is_some();
     pod.security_id = identity.filter(|_| pod.described).unwrap_or(identity::UNMANAGED);
     pod.flags = if found.is_some_and(objects::is_waypoint) { pod_flag::WAYPOINT } else { 0 };
+    if let Some(found) = found {
+        pod.state.service_account = Some(objects::service_account(found).to_owned());
+    }
 }
 
-/// What the status folder says of a pod.
-pub(crate) fn report(pod: &Pod) -> PodReport {
+/// What is told of a pod.
+pub(crate) fn report(pod: &Pod, objects: &ObjectSet) -> PodReport {
+    let object = objects.pod(&pod.state.pod.namespace, &pod.state.pod.name);
+    // A static pod's object has another uid than its sandbox. A successor's object is not this pod's to tell of.
+    let object = object.filter(|object| crate::arrivals::is_the_pod(object, &pod.state.pod.uid));
     PodReport {
         namespace: pod.state.pod.namespace.clone(),
         name: pod.state.pod.name.clone(),
+        uid: object.and_then(|object| object.metadata.uid.clone()).unwrap_or_default(),
         ips: pod.state.addresses().collect(),
         enrolled: pod.phase.is_enrolled(),
         problem: match &pod.phase {
@@ -64,6 +71,10 @@ impl Agent {
 
     /// Each pod's capture program carries the pod's identity: a new one is loaded where that has changed.
     pub(crate) fn renew_captures(&mut self) {
+        if !self.knows_objects {
+            // Nobody's identity is known: what an earlier agent loaded is right.
+            return;
+        }
         let stale = |pod: &&Pod| pod.phase.is_enrolled() && pod.captured_as != Some(pod.security_id);
         let stale: Vec<AttachmentId> =
             self.pods.values().filter(stale).map(|pod| pod.state.attachment.clone()).collect();
@@ -175,11 +186,17 @@ impl Agent {
         let Some(pod) = self.pods.get(attachment) else { return };
         let name = &pod.state.pod;
         let object = objects::described(&self.objects, &self.node, &name.namespace, &name.name);
+        let account = object.map(objects::service_account).or(pod.state.service_account.as_deref());
+        let Some(account) = account.or(self.knows_objects.then_some("default")) else {
+            tracing::warn!(uid = pod.state.uid(), "its service account is not known yet, the proxy is told later");
+            self.held_back = true;
+            return;
+        };
         let info = PodInfo {
             uid: pod.state.uid(),
             namespace: name.namespace.clone(),
             name: name.name.clone(),
-            service_account: object.map_or("default", objects::service_account).to_owned(),
+            service_account: account.to_owned(),
             node: self.node.to_string(),
             ips: pod.state.addresses().collect(),
             pod_index: pod.state.pod_index,
@@ -260,6 +277,19 @@ impl Agent {
         pod.rules_until = Some(drain_deadline());
     }
 
+    /// Ends the capture of a pod for good, its rules included.
+    pub(crate) async fn leave_mesh(&mut self, attachment: &AttachmentId) {
+        let Some(pod) = self.pods.get_mut(attachment) else { return };
+        pod.wanted = false;
+        self.step(attachment, Event::Wanted(false), Vec::new()).await;
+        let Some(pod) = self.pods.get_mut(attachment) else { return };
+        if pod.rules_until.take().is_some()
+            && let Err(error) = l4_netns::disable_capture(pod.netns.as_fd(), &capture_of(pod)).await
+        {
+            tracing::error!(%attachment, %error, "rules of the pod could not be removed");
+        }
+    }
+
     /// Tells the proxy that a removed pod is gone.
     pub(crate) fn withdraw(&mut self, pod: &Pod) {
         if matches!(pod.phase, Phase::Announced | Phase::Enrolled { announced: true }) {
@@ -290,9 +320,14 @@ impl Agent {
 
     pub(crate) async fn proxy_event(&mut self, event: ProxyEvent) {
         match event {
-            ProxyEvent::Connected { connection, pid, out } => {
-                tracing::info!(connection, pid, "proxy connected");
-                if let Some(earlier) = self.proxy.replace(Proxy { connection, pid, out }) {
+            ProxyEvent::Connected { connection, pid, place, out } => {
+                tracing::info!(connection, pid, cgroup = place.cgroup, "proxy connected");
+                if let Err(error) = self.admit(place) {
+                    // Its own connections would be captured. Dropping `out` ends the conversation, and it tries again.
+                    tracing::error!(connection, %error, "the proxy cannot be told from other processes");
+                    return;
+                }
+                if let Some(earlier) = self.proxy.replace(Proxy { connection, pid, place, out }) {
                     self.retired.push(earlier);
                 }
                 self.revoke_all_grants();
@@ -312,7 +347,16 @@ impl Agent {
                     self.revoke_all_grants();
                     self.for_every_pod(Event::ProxyGone).await;
                 }
+                self.forget_gone_proxies(true);
             }
+        }
+    }
+
+    /// Tells the proxy of all pods once their accounts are known, if it was not told of some.
+    pub(crate) async fn announce_held_back(&mut self) {
+        if std::mem::take(&mut self.held_back) && self.proxy.is_some() {
+            self.for_every_pod(Event::ProxyConnected).await;
+            self.send(AgentMessage::SnapshotSent, None);
         }
     }
 

@@ -44,6 +44,9 @@ pub(crate) struct PodState {
     /// Capture is in force.
     #[serde(default)]
     pub(crate) enrolled: bool,
+    /// As the objects said last: a new agent may have to tell a proxy before it knows them.
+    #[serde(default)]
+    pub(crate) service_account: Option<String>,
 }
 
 impl PodState {
@@ -180,6 +183,7 @@ mod tests {
             ifindex: 7,
             chained: false,
             enrolled: true,
+            service_account: Some("web".into()),
         }
     }
 

@@ -1,23 +1,101 @@
-//! The status folder's file of this node: what the API server's status subresource is in a cluster.
+//! What became of this node's pods, told where the objects come from: in a file beside the folders of YAML, or on the
+//! pods in the API server.
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use compat_kubernetes::{About, EventWriter, Note, PodId, PodWriter, REDIRECTION};
 use serde_json::{Value, json};
 
 use crate::state::replace_file;
-
-/// Set exactly while capture is in force; istiod and strata-control read it.
-const REDIRECTION: &str = "ambient.istio.io/redirection";
 
 /// What is reported of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PodReport {
     pub(crate) namespace: String,
     pub(crate) name: String,
+    /// The object's uid; empty if it has none.
+    pub(crate) uid: String,
     pub(crate) ips: Vec<IpAddr>,
     pub(crate) enrolled: bool,
     /// Why it is not in the mesh although it should be.
     pub(crate) problem: Option<String>,
+}
+
+/// Where it is told.
+#[derive(Debug)]
+pub(crate) enum Status {
+    File(StatusFile),
+    Api(ApiStatus),
+}
+
+impl Status {
+    /// Tells what changed since the last call. `host`: the node's addresses.
+    pub(crate) fn write(&mut self, pods: &[PodReport], host: &[IpAddr]) {
+        match self {
+            Status::File(file) => {
+                if let Err(error) = file.write(pods, host) {
+                    tracing::error!(%error, "status file could not be written");
+                }
+            }
+            Status::Api(api) => api.write(pods),
+        }
+    }
+
+    /// Waits until what was told has arrived; false if that took longer than `within`.
+    pub(crate) async fn settled(&self, within: Duration) -> bool {
+        match self {
+            Status::File(_) => true,
+            Status::Api(api) => api.pods.settled(within).await,
+        }
+    }
+}
+
+/// The annotation on each pod, and an Event on a pod that is not in the mesh although it should be. Addresses are
+/// kubelet's to tell.
+#[derive(Debug)]
+pub(crate) struct ApiStatus {
+    pods: PodWriter,
+    events: EventWriter,
+    /// Problems by pod, as told.
+    problems: BTreeMap<PodId, String>,
+}
+
+impl ApiStatus {
+    pub(crate) fn new(pods: PodWriter, events: EventWriter) -> ApiStatus {
+        ApiStatus { pods, events, problems: BTreeMap::new() }
+    }
+
+    fn write(&mut self, reports: &[PodReport]) {
+        let mut captured = BTreeMap::new();
+        let mut problems = BTreeMap::new();
+        for report in reports.iter().filter(|report| !report.uid.is_empty()) {
+            let (namespace, name) = (report.namespace.clone(), report.name.clone());
+            let id = PodId { namespace, name, uid: report.uid.clone() };
+            if let Some(problem) = &report.problem {
+                if self.problems.get(&id) != Some(problem) {
+                    self.tell(&id, problem);
+                }
+                problems.insert(id.clone(), problem.clone());
+            }
+            captured.insert(id, report.enrolled);
+        }
+        self.problems = problems;
+        self.pods.set(captured);
+    }
+
+    fn tell(&self, id: &PodId, problem: &str) {
+        let about = About {
+            api_version: "v1".to_owned(),
+            kind: "Pod".to_owned(),
+            namespace: id.namespace.clone(),
+            name: id.name.clone(),
+            uid: id.uid.clone(),
+        };
+        let text = problem.to_owned();
+        self.events.tell(about, Note { reason: "CaptureFailed", action: "Capture", text, warning: true });
+    }
 }
 
 /// Writes `pods-NODE.yaml` when it changes.
@@ -103,7 +181,14 @@ mod tests {
         let mut file = StatusFile::new(status.path(), "n1");
         let ips: Vec<IpAddr> = vec!["10.1.0.5".parse().unwrap(), "fd01::5".parse().unwrap()];
         let host: Vec<IpAddr> = vec!["192.0.2.1".parse().unwrap()];
-        let mut report = PodReport { namespace: "shop".into(), name: "a".into(), ips, enrolled: true, problem: None };
+        let mut report = PodReport {
+            namespace: "shop".into(),
+            name: "a".into(),
+            uid: String::new(),
+            ips,
+            enrolled: true,
+            problem: None,
+        };
         file.write(std::slice::from_ref(&report), &host).unwrap();
         let mut source = DirectorySource::new(vec![objects.path().into(), status.path().into()]);
         let snapshot = source.load();

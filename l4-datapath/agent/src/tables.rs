@@ -1,6 +1,7 @@
-//! Desired contents of the maps, and what is in them: writes are proportional to the change.
+//! Desired contents of the maps, and what is in them: work and writes are proportional to the change.
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use compat_objects::{Fault, ObjectSet};
 use l4_lb::BackendSets;
@@ -10,6 +11,8 @@ use strata_abi::{
     Addr, Backend, BackendKey, Identity, Plain, PodRecord, PolicyEntry, PolicyKey, Prefix, Service, ServiceKey,
     identity, identity_flag,
 };
+
+use crate::compile::{Compiler, Output};
 
 /// A map and the content it is known to have. The agent is the only writer.
 #[derive(Debug)]
@@ -66,8 +69,8 @@ pub(crate) struct LocalRecord {
 /// Both compilers' results in force.
 #[derive(Debug, Default)]
 pub(crate) struct InForce {
-    pub(crate) policy: l4_policy::Compiled,
-    pub(crate) services: l4_lb::Compiled,
+    pub(crate) policy: Arc<l4_policy::Compiled>,
+    pub(crate) services: Arc<l4_lb::Compiled>,
 }
 
 impl InForce {
@@ -80,30 +83,27 @@ impl InForce {
 /// The node's maps.
 #[derive(Debug)]
 pub(crate) struct Tables {
-    node: String,
     policy: Mirror<Prefix<PolicyKey>, PolicyEntry>,
     identities: Mirror<Prefix<Addr>, Identity>,
     services: Mirror<ServiceKey, Service>,
     backends: Mirror<BackendKey, Backend>,
     pods: Mirror<u64, PodRecord>,
     pods_by_ifindex: Mirror<u32, PodRecord>,
-    allocator: IdentityAllocator,
-    sets: BackendSets,
+    compiler: Compiler,
+    /// The numbers in force.
+    allocator: Arc<IdentityAllocator>,
+    /// Addresses of pods nothing describes, as in force.
+    unmanaged: Vec<IpAddr>,
+    /// What is in force may not be all in the maps: the next `apply` looks at everything.
+    doubtful: bool,
     pub(crate) in_force: InForce,
 }
 
-/// A new policy compilation, not yet in force.
-pub(crate) struct Next {
-    policy: l4_policy::Compiled,
-    services: l4_lb::Compiled,
-    allocator: IdentityAllocator,
-}
-
-impl Next {
+impl Output {
     /// The numbers to keep, as JSON.
     pub(crate) fn numbers(&self) -> String {
         // Serialising to JSON fails only for maps with structured keys, which the allocator writes as lists.
-        serde_json::to_string(&self.allocator).unwrap_or_default()
+        serde_json::to_string(&*self.allocator).unwrap_or_default()
     }
 
     /// The identity of a pod, or None if no object describes it.
@@ -118,26 +118,41 @@ impl Tables {
         let backends = Mirror::read(&maps.backends)?;
         let last_set = backends.content.keys().map(|key: &BackendKey| key.backend_set).max();
         Ok(Tables {
-            node: node.to_owned(),
             policy: Mirror::read(&maps.policy)?,
             identities: Mirror::read(&maps.identities)?,
             services: Mirror::read(&maps.services)?,
             backends,
             pods: Mirror::read(&maps.pods)?,
             pods_by_ifindex: Mirror::read(&maps.pods_by_ifindex)?,
-            allocator,
-            sets: BackendSets::after(last_set.unwrap_or_default()),
+            compiler: Compiler::new(node, BackendSets::after(last_set.unwrap_or_default())),
+            allocator: Arc::new(allocator),
+            unmanaged: Vec::new(),
+            doubtful: true,
             in_force: InForce::default(),
         })
     }
 
     /// Compiles the objects; nothing is changed yet.
-    pub(crate) fn compile(&mut self, maps: &Maps, objects: &ObjectSet) -> Result<Next, TablesError> {
-        let mut allocator = self.allocator.clone();
-        let capacity = maps.policy.max_entries() as usize;
-        let policy = l4_policy::compile(objects, &self.node, capacity, &mut allocator)?;
-        let services = l4_lb::compile(objects, &self.node, &mut self.sets);
-        Ok(Next { policy, services, allocator })
+    pub(crate) fn compile(&mut self, maps: &Maps, objects: &ObjectSet) -> Result<Output, TablesError> {
+        Ok(self.compiler.compile(objects, maps.policy.max_entries() as usize, &self.allocator)?)
+    }
+
+    /// Whether a compilation gives other numbers to identities and rules than those in force.
+    pub(crate) fn renumbers(&self, next: &Output) -> bool {
+        !Arc::ptr_eq(&self.allocator, &next.allocator)
+    }
+
+    /// Whether a compilation says something else than what is in force.
+    pub(crate) fn differs(&self, next: &Output) -> bool {
+        self.doubtful || !self.has_policy(next) || !self.has_services(next)
+    }
+
+    fn has_policy(&self, next: &Output) -> bool {
+        Arc::ptr_eq(&self.in_force.policy, &next.policy)
+    }
+
+    fn has_services(&self, next: &Output) -> bool {
+        Arc::ptr_eq(&self.in_force.services, &next.services)
     }
 
     /// Puts a compilation in force. Whatever the moment, nobody sees more allowed than before or after: policy comes
@@ -145,30 +160,56 @@ impl Tables {
     pub(crate) fn apply(
         &mut self,
         maps: &Maps,
-        next: Next,
+        next: Output,
+        pods: &[LocalRecord],
+        unmanaged: Vec<IpAddr>,
+    ) -> Result<bool, TablesError> {
+        let whole = std::mem::replace(&mut self.doubtful, true);
+        if whole || !self.has_services(&next) {
+            self.apply_services(maps, &next.services)?;
+        }
+        let changed = if whole || !self.has_policy(&next) || self.unmanaged != unmanaged {
+            self.apply_policy(maps, &next.policy, pods, &unmanaged)?
+        } else {
+            self.write_pods(maps, pods)?;
+            false
+        };
+        self.unmanaged = unmanaged;
+        self.allocator = next.allocator;
+        self.in_force = InForce { policy: next.policy, services: next.services };
+        self.doubtful = false;
+        Ok(changed)
+    }
+
+    fn apply_services(&mut self, maps: &Maps, next: &l4_lb::Compiled) -> Result<(), l4_loader::Error> {
+        self.backends.upsert(&maps.backends, &next.backends)?;
+        self.services.upsert(&maps.services, &next.services)?;
+        self.services.prune(&maps.services, &next.services)?;
+        self.backends.prune(&maps.backends, &next.backends)?;
+        Ok(())
+    }
+
+    fn apply_policy(
+        &mut self,
+        maps: &Maps,
+        next: &l4_policy::Compiled,
         pods: &[LocalRecord],
         unmanaged: &[IpAddr],
-    ) -> Result<bool, TablesError> {
-        let prefixed = next.policy.policy.iter().map(|((key, length), entry)| (Prefix::new(*length, *key), *entry));
+    ) -> Result<bool, l4_loader::Error> {
+        let prefixed = next.policy.iter().map(|((key, length), entry)| (Prefix::new(*length, *key), *entry));
         let policy: BTreeMap<_, _> = prefixed.collect();
-        let by_address = next.policy.by_address.iter();
+        let by_address = next.by_address.iter();
         let mut identities: BTreeMap<_, _> =
             by_address.map(|((address, length), identity)| (Prefix::new(*length, *address), *identity)).collect();
         for address in unmanaged {
             let entry = Identity { security_id: identity::UNMANAGED, flags: identity_flag::LOCAL_POD };
             identities.insert(Prefix::new(128, Addr::from(*address)), entry);
         }
-        self.backends.upsert(&maps.backends, &next.services.backends)?;
-        self.services.upsert(&maps.services, &next.services.services)?;
-        self.services.prune(&maps.services, &next.services.services)?;
-        self.backends.prune(&maps.backends, &next.services.backends)?;
         let mut changed = self.policy.upsert(&maps.policy, &policy)?;
         changed |= self.identities.upsert(&maps.identities, &identities)?;
         self.write_pods(maps, pods)?;
         changed |= self.identities.prune(&maps.identities, &identities)?;
         changed |= self.policy.prune(&maps.policy, &policy)?;
-        self.allocator = next.allocator;
-        self.in_force = InForce { policy: next.policy, services: next.services };
         Ok(changed)
     }
 
@@ -187,6 +228,7 @@ impl Tables {
 
     /// Reads the maps again, so that what something else changed is found and repaired by the next `apply`.
     pub(crate) fn refresh(&mut self, maps: &Maps) -> Result<(), l4_loader::Error> {
+        self.doubtful = true;
         self.policy = Mirror::read(&maps.policy)?;
         self.identities = Mirror::read(&maps.identities)?;
         self.services = Mirror::read(&maps.services)?;

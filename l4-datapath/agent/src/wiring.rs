@@ -24,8 +24,9 @@ const CAPTURE_TIMEOUT: Duration = Duration::from_secs(10);
 impl Agent {
     pub(crate) async fn cni(&mut self, request: Request, reply: oneshot::Sender<Response>) {
         let response = match request {
-            Request::Add(add) => return self.answer_add(add, reply).await,
+            Request::Add(add) => return self.add_when_known(add, reply).await,
             Request::Del { attachment } => {
+                self.forget_arrival(&attachment);
                 self.del(&attachment).await;
                 Ok(())
             }
@@ -40,7 +41,7 @@ impl Agent {
         let _plugin = reply.send(response.map_or_else(Response::Failed, |()| Response::Done));
     }
 
-    async fn answer_add(&mut self, add: Add, reply: oneshot::Sender<Response>) {
+    pub(crate) async fn answer_add(&mut self, add: Add, reply: oneshot::Sender<Response>) {
         let attachment = add.attachment.clone();
         let response = match self.add(&add).await {
             Ok(added) => Response::Added(added),
@@ -62,7 +63,7 @@ impl Agent {
     }
 
     /// Whether ADD would succeed.
-    fn ready(&self) -> Result<(), Failure> {
+    pub(crate) fn ready(&self) -> Result<(), Failure> {
         let unavailable = |reason: String| Failure::new(code::NOT_AVAILABLE, "not ready for pods").because(reason);
         if !self.ipam.has_range() {
             return Err(unavailable(format!("Node {} is not known or has no spec.podCIDRs", self.node)));
@@ -100,6 +101,7 @@ impl Agent {
             ifindex: 0,
             chained: add.chained.is_some(),
             enrolled: false,
+            service_account: None,
         };
         self.ipam.reserve(&state.lease);
         self.pods.insert(add.attachment.clone(), Pod::new(state, Arc::new(netns)));

@@ -1,13 +1,14 @@
 //! `SOCK_SEQPACKET` with descriptors, in tokio's terms.
 use std::io::{IoSlice, IoSliceMut};
 use std::marker::PhantomData;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use nix::cmsg_space;
+use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind,
-    connect, listen, recvmsg, sendmsg, socket,
+    connect, getsockopt, listen, recvmsg, sendmsg, socket,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -91,6 +92,24 @@ impl Listener {
             .await?;
         // SAFETY: accept4 just returned this descriptor and nothing else owns it.
         Connection::new(unsafe { OwnedFd::from_raw_fd(raw) })
+    }
+}
+
+impl AgentEnd {
+    /// The socket itself. The kernel makes the accepting end in the network namespace of the process that connected
+    /// (af_unix, `unix_stream_connect`): asked for its namespace it tells the proxy's.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.fd.get_ref().as_fd()
+    }
+
+    /// The proxy's process, as this process's pid namespace knows it; `None` if it is in none that can be seen from here.
+    /// Told by the kernel (`SO_PEERCRED`, unix(7)), not by the proxy.
+    ///
+    /// # Errors
+    /// If the kernel does not say.
+    pub fn peer_pid(&self) -> Result<Option<u32>, HandoffError> {
+        let credentials = getsockopt(self.fd.get_ref(), PeerCredentials).map_err(std::io::Error::from)?;
+        Ok(u32::try_from(credentials.pid()).ok().filter(|pid| *pid != 0))
     }
 }
 

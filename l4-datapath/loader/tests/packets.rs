@@ -5,8 +5,8 @@ use std::os::fd::AsRawFd;
 
 use l4_loader::Datapath;
 use strata_abi::{
-    Addr, DropReason, Grant, GrantKey, Identity, NodeConfig, PodRecord, PolicyEntry, PolicyKey, Prefix, direction,
-    pod_flag, policy_verdict, stat,
+    Addr, DropReason, Grant, GrantKey, Identity, MAX_PROXIES, NodeConfig, PodRecord, PolicyEntry, PolicyKey, Prefix,
+    ProxyPlace, direction, pod_flag, policy_verdict, stat,
 };
 use support::Node;
 
@@ -97,12 +97,20 @@ const ACK: u8 = 16;
 const OWN: [u8; 4] = [10, 0, 0, 1];
 const PEER: [u8; 4] = [10, 0, 0, 2];
 
+/// A proxy in a cgroup, with its home on the node.
+fn proxy_in(cgroup: u64) -> [ProxyPlace; MAX_PROXIES] {
+    let mut proxies = [ProxyPlace::default(); MAX_PROXIES];
+    proxies[0].cgroup = cgroup;
+    proxies
+}
+
 fn prepare(datapath: &Datapath, flags: u32) {
     let maps = datapath.maps();
     let pod = PodRecord { v4: Addr::v4(OWN), security_id: POD, flags, ifindex: LOOPBACK, ..PodRecord::default() };
     maps.pods_by_ifindex.insert(&LOOPBACK, &pod).expect("PODS_BY_IFINDEX");
     // A proxy cgroup no frame of ours comes from.
-    let config = NodeConfig { proxy_cgroup: u64::MAX, grant_generation: 3, ..NodeConfig::default() };
+    let proxies = proxy_in(u64::MAX);
+    let config = NodeConfig { proxies, grant_generation: 3, ..NodeConfig::default() };
     maps.config.set(&config).expect("CONFIG");
     maps.identities
         .insert(&Prefix::new(128, Addr::v4(PEER)), &Identity { security_id: 300, flags: 0 })
@@ -153,7 +161,7 @@ fn guard_and_grant() {
     assert_eq!(run(&datapath, "from_pod", &syn), TCX_DROP);
     // The test frame's socket is of the root cgroup: were that the proxy's, the frame would pass.
     let root = l4_loader::cgroup_id(&support::cgroup_root()).expect("the root cgroup");
-    datapath.maps().config.update(|config| config.proxy_cgroup = root).expect("CONFIG");
+    datapath.maps().config.update(|config| config.proxies = proxy_in(root)).expect("CONFIG");
     assert_eq!(run(&datapath, "from_pod", &syn), TCX_NEXT);
 }
 

@@ -50,7 +50,7 @@ pub async fn enable_capture(netns: BorrowedFd<'_>, pod: &Capture) -> Result<(), 
         netlink.add_mark_rule(v6, mark::TO_APP, TO_APP, TO_APP).await?;
         netlink.add_mark_rule(v6, mark::CAPTURE, CAPTURE, CAPTURE).await?;
     }
-    run_in(netns, || sysctl::set("ipv4/tcp_fwmark_accept", "1"))?
+    run_in(netns, || capture_sysctls("1"))?
 }
 
 /// Takes back what [`enable_capture`] did. Connections still captured break: let the proxy drain first.
@@ -66,7 +66,14 @@ pub async fn disable_capture(netns: BorrowedFd<'_>, pod: &Capture) -> Result<(),
         netlink.delete_route(local_default(address, CAPTURE), "local default table 101").await?;
         netlink.delete_route(local_default(address, TO_APP), "local default table 100").await?;
     }
-    run_in(netns, || sysctl::set("ipv4/tcp_fwmark_accept", "0"))?
+    run_in(netns, || capture_sysctls("0"))?
+}
+
+/// An accepted socket answers with the mark its SYN came with; connections that wait at a proxy's listener when that
+/// closes move to its successor's (Linux 5.14; before, they are reset).
+fn capture_sysctls(value: &str) -> Result<(), Error> {
+    sysctl::set("ipv4/tcp_fwmark_accept", value)?;
+    sysctl::set_if_present("ipv4/tcp_migrate_req", value)
 }
 
 fn local_default(address: IpAddr, table: u32) -> RouteMessage {

@@ -1,9 +1,11 @@
 //! Bodies as they pass through: the request's, which may have to be sent again, and the response's, whose end is the
 //! end of the request.
 
+mod inbound;
 mod request;
 mod response;
 
+pub(crate) use inbound::{Beginning, Inbound};
 pub(crate) use request::{RequestBody, Upload};
 pub(crate) use response::{Deadline, OnEnd, ResponseBody, Stop};
 

@@ -8,7 +8,7 @@ use http::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use http::uri::PathAndQuery;
 use l7_authn::{Authenticator, Denied, Request, Status};
 use l7_authz::l7::{AuthzRequest, Outcome, Rbac, RequestView, Shadow};
-use l7_route::filter::{ExtAuthz, Fault};
+use l7_route::filter::Fault;
 use l7_route::headers::HeaderOps;
 use l7_route::{Decision, FilterKind, FormatContext, HttpChain};
 use l7_telemetry::Flags;
@@ -16,9 +16,11 @@ use serde_json::Value;
 use smallvec::SmallVec;
 use xds_model::envoy::filter::AbortWith;
 
+use crate::body::Inbound;
 use crate::cors;
-use crate::engine::Engine;
+use crate::engine::{Engine, Worker};
 use crate::exchange::Exchange;
+use crate::ext_authz::Edit;
 use crate::head::Head;
 use crate::prepared::PreparedChain;
 use crate::reply::{Reply, http_status_of};
@@ -31,6 +33,8 @@ pub(crate) struct Judged<'a> {
     /// For the response; also for one of our own.
     pub(crate) cors: Option<HeaderMap>,
     pub(crate) response_ops: SmallVec<[&'a HeaderOps; 1]>,
+    /// What external authorization adds to the response; also to one of our own.
+    pub(crate) response_edits: Vec<Edit>,
 }
 
 /// A request on its way through the filters.
@@ -40,7 +44,9 @@ pub(crate) struct Filters<'a, 'r> {
     pub(crate) client: &'r Client,
     pub(crate) engine: &'r Rc<Engine>,
     pub(crate) exchange: &'r mut Exchange,
+    pub(crate) worker: &'r Rc<Worker>,
     pub(crate) head: &'r mut Head,
+    pub(crate) body: &'r mut Inbound,
     pub(crate) seed: u64,
 }
 
@@ -78,6 +84,7 @@ impl<'a> Filters<'a, '_> {
         let mut decision = None;
         let mut cors_headers = None;
         let mut response_ops = SmallVec::new();
+        let mut response_edits = Vec::new();
         let mut shadows: SmallVec<[Shadow<'a>; 2]> = SmallVec::new();
         for (position, filter) in self.http.filters.iter().enumerate() {
             match &filter.kind {
@@ -88,7 +95,12 @@ impl<'a> Filters<'a, '_> {
                     }
                     decision = None;
                 }
-                FilterKind::ExtAuthz(service) => self.ext_authz(service, &shadows)?,
+                FilterKind::ExtAuthz(service) if !service.applies(&shadows) => {}
+                FilterKind::ExtAuthz(service) => {
+                    let asked = self.ext_authz(service, &shadows, &mut decision, claims.as_ref());
+                    // On the heap: most requests ask nobody and should not carry the space.
+                    response_edits.extend(Box::pin(asked).await?);
+                }
                 FilterKind::Fault(chain_fault) => {
                     let route = self.decide(&mut decision, claims.as_ref());
                     if let Some(fault) = route.fault().or(chain_fault.as_deref()) {
@@ -112,10 +124,10 @@ impl<'a> Filters<'a, '_> {
             }
         }
         let decision = self.decide(&mut decision, claims.as_ref());
-        Ok(Judged { decision, claims, cors: cors_headers, response_ops })
+        Ok(Judged { decision, claims, cors: cors_headers, response_ops, response_edits })
     }
 
-    fn decide(&self, decision: &mut Option<Decision<'a>>, claims: Option<&Arc<Value>>) -> Decision<'a> {
+    pub(crate) fn decide(&self, decision: &mut Option<Decision<'a>>, claims: Option<&Arc<Value>>) -> Decision<'a> {
         *decision.get_or_insert_with(|| self.http.decide(&view(self.head, self.client, claims), self.seed))
     }
 
@@ -191,22 +203,6 @@ impl<'a> Filters<'a, '_> {
             |_| Reply::new(401, "", Flags::default(), "jwt_authn_access_denied"),
             |value| reply.header(WWW_AUTHENTICATE, value),
         )
-    }
-
-    /// No client for external authorization services is built: what asks for one is refused, unless its configuration
-    /// says that requests pass when the service can't be asked.
-    fn ext_authz(&mut self, service: &ExtAuthz, shadows: &[Shadow<'_>]) -> Result<(), Reply> {
-        if !service.applies(shadows) {
-            return Ok(());
-        }
-        self.exchange.reasons.push("external authorization is not served by this proxy".to_owned());
-        if service.config.failure_mode_allow {
-            if service.config.failure_mode_allow_header {
-                self.head.headers.insert("x-envoy-auth-failure-mode-allowed", HeaderValue::from_static("true"));
-            }
-            return Ok(());
-        }
-        Err(Reply::new(service.config.status_on_error, "", Flags::EXTERNAL_AUTH, "ext_authz_error"))
     }
 
     async fn fault(&mut self, fault: &Fault, claims: Option<&Arc<Value>>) -> Result<(), Reply> {

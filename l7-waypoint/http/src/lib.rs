@@ -14,6 +14,7 @@ mod cors;
 mod engine;
 mod exchange;
 mod exec;
+mod ext_authz;
 mod filters;
 mod forward;
 mod head;

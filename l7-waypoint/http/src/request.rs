@@ -13,9 +13,10 @@ use l7_route::{Chain, ChainKind, HttpChain, NormalizedPath, Sniffed, Verdict, no
 use l7_telemetry::Flags;
 use xds_model::envoy::chain::{ForwardClientCert, ServerHeader};
 
-use crate::body::{Deadline, ResponseBody, Upload};
+use crate::body::{Deadline, Inbound, ResponseBody, Upload};
 use crate::engine::{Engine, Worker};
 use crate::exchange::{Exchange, grpc_status};
+use crate::ext_authz::apply_to_headers;
 use crate::filters::{Filters, Judged, format_context, view};
 use crate::forward::Forwarding;
 use crate::head::{Head, X_FORWARDED_PROTO, X_REQUEST_ID, strip_hop_by_hop};
@@ -100,6 +101,7 @@ async fn serve(
     let (engine, client) = (exchange.engine.clone(), exchange.client.clone());
     let prepared = exchange.chain.clone().unwrap_or_default();
     let mut head = Head::new(parts, &http.options, client.info.tls)?;
+    let mut body = Inbound::new(body);
     let normalised = normalise(&mut head, http);
     identify(&mut head, &client, http, &engine);
     let seed = engine.seed();
@@ -107,7 +109,8 @@ async fn serve(
         Err(reply) => Err(reply),
         Ok(()) => {
             let (engine, client, prepared) = (&engine, &*client, &*prepared);
-            Filters { http, prepared, client, engine, exchange, head: &mut head, seed }.run().await
+            let (head, body) = (&mut head, &mut body);
+            Filters { http, prepared, client, engine, exchange, worker, head, body, seed }.run().await
         }
     };
     let judged = match judged {
@@ -124,6 +127,7 @@ async fn serve(
             let request = view(head, &client, judged.claims.as_ref());
             judged.decision.apply_response_headers(&mut headers, &format_context(&request, &client));
         }
+        apply_to_headers(&judged.response_edits, &mut headers);
         Refusal { reply, extra: Some(headers).filter(|headers| !headers.is_empty()) }
     })
 }
@@ -186,7 +190,7 @@ async fn route(
     scope: Scope<'_>,
     judged: &Judged<'_>,
     mut head: Head,
-    body: Incoming,
+    body: Inbound,
 ) -> Result<Served, Reply> {
     let Scope { worker, http, prepared, seed } = scope;
     let decision = &judged.decision;
@@ -392,6 +396,7 @@ fn finish_headers(
     {
         headers.insert(ENVOY_OPERATION, operation);
     }
+    apply_to_headers(&judged.response_edits, headers);
     if let Some(cors) = &judged.cors {
         headers.extend(cors.iter().map(|(name, value)| (name.clone(), value.clone())));
     }
@@ -433,9 +438,9 @@ fn finish(
     let close = reply.close && !exchange.client.http2;
     let (response, body) = reply.into_response(grpc);
     let (mut parts, ()) = response.into_parts();
-    for (name, value) in extra.iter().flatten() {
-        parts.headers.insert(name.clone(), value.clone());
-    }
+    let extra = extra.unwrap_or_default();
+    extra.keys().for_each(|name| drop(parts.headers.remove(name)));
+    parts.headers.extend(extra);
     if grpc {
         exchange.status = 200;
         exchange.grpc_status = grpc_status(&parts.headers);

@@ -3,6 +3,12 @@
 
 #[path = "engine/config.rs"]
 mod config;
+#[path = "engine/ext_authz.rs"]
+mod ext_authz;
+#[path = "engine/ext_authz_http.rs"]
+mod ext_authz_http;
+#[path = "engine/ext_authz_policy.rs"]
+mod ext_authz_policy;
 #[path = "engine/limits.rs"]
 mod limits;
 #[path = "engine/protocols.rs"]

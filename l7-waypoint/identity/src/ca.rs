@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
-use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::sync::Mutex;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
@@ -13,6 +14,7 @@ use xds_proto::istio::ca::IstioCertificateRequest;
 use xds_proto::istio::ca::istio_certificate_service_client::IstioCertificateServiceClient;
 
 use crate::certificate::{CertificateError, WorkloadCertificate};
+use crate::trust::{Revocations, TrustFiles};
 
 /// How to reach the CA and as whom.
 #[derive(Debug, Clone)]
@@ -44,8 +46,14 @@ pub enum IssueError {
     Address { address: String, source: tonic::transport::Error },
     #[error("the signing request could not be made: {0}")]
     Request(#[from] rcgen::Error),
-    #[error("the CA at {address} refused: {}: {}", status.code(), status.message())]
-    Refused { address: String, status: Box<tonic::Status> },
+    #[error("the CA at {address} needs a file of root certificates for https, and none is given")]
+    NoRoots { address: String },
+    #[error("{path}: no PEM certificate in it")]
+    Roots { path: PathBuf },
+    #[error("the CA at {address} refused{shown}: {}", explain(status))]
+    Refused { address: String, shown: String, status: Box<tonic::Status> },
+    #[error("no answer from the CA at {address}{trust}: {}", explain(status))]
+    Unreachable { address: String, trust: String, status: Box<tonic::Status> },
     #[error("the CA's answer: {0}")]
     Answer(#[from] CertificateError),
 }
@@ -53,12 +61,29 @@ pub enum IssueError {
 /// One CA. Requests are independent; the connection is shared.
 pub struct CaClient {
     config: CaConfig,
+    files: TrustFiles,
+    revocations: Revocations,
     channel: Mutex<Option<(Vec<u8>, Channel)>>,
 }
 
 impl CaClient {
     pub fn new(config: CaConfig) -> CaClient {
-        CaClient { config, channel: Mutex::new(None) }
+        let (files, revocations) = Default::default();
+        CaClient { config, files, revocations, channel: Mutex::new(None) }
+    }
+
+    /// Certificates made from now on also trust and distrust what is in `files`. The manager reads them again.
+    pub fn with_files(self, files: TrustFiles) -> CaClient {
+        CaClient { files, ..self }
+    }
+
+    /// The file of root certificates whose change calls for new certificates: the mesh's, or the CA's own.
+    pub(crate) fn roots_file(&self) -> Option<&PathBuf> {
+        self.files.roots.as_ref().or(self.config.root_ca.as_ref())
+    }
+
+    pub(crate) fn revocations(&self) -> (Option<&PathBuf>, &Revocations) {
+        (self.files.revocations.as_ref(), &self.revocations)
     }
 
     /// Makes a fresh key, asks for a certificate and checks the answer.
@@ -82,8 +107,26 @@ impl CaClient {
         let response = IstioCertificateServiceClient::new(self.channel().await?)
             .create_certificate(request)
             .await
-            .map_err(|status| IssueError::Refused { address: self.config.address.clone(), status: Box::new(status) })?;
-        Ok(WorkloadCertificate::new(identity, key, &response.into_inner().cert_chain)?)
+            .map_err(|status| self.refused(Box::new(status)))?;
+        let further = self.files.read_roots().await;
+        let chain = response.into_inner().cert_chain;
+        Ok(WorkloadCertificate::with_trust(identity, key, &chain, further, self.revocations.clone())?)
+    }
+
+    /// Says what was shown to a CA that did not like it, and what was expected of one that could not prove itself.
+    fn refused(&self, status: Box<tonic::Status>) -> IssueError {
+        let address = self.config.address.clone();
+        // A transport error has a source; an answer has none.
+        if std::error::Error::source(&*status).is_some() {
+            let name = self.config.server_name.as_ref().map(|name| format!(" as {name}")).unwrap_or_default();
+            let roots = self.config.root_ca.as_ref().map(|path| format!(", trusting {}", path.display()));
+            return IssueError::Unreachable { address, trust: name + &roots.unwrap_or_default(), status };
+        }
+        let shown = match &self.config.token {
+            Some(path) => format!(" the token in {}", path.display()),
+            None => String::new(),
+        };
+        IssueError::Refused { address, shown, status }
     }
 
     async fn token(&self) -> Result<Option<MetadataValue<tonic::metadata::Ascii>>, IssueError> {
@@ -101,12 +144,7 @@ impl CaClient {
     }
 
     async fn channel(&self) -> Result<Channel, IssueError> {
-        let roots = match &self.config.root_ca {
-            Some(path) if self.config.address.starts_with("https") => {
-                tokio::fs::read(path).await.map_err(|source| IssueError::File { path: path.clone(), source })?
-            }
-            _ => Vec::new(),
-        };
+        let roots = self.roots().await?;
         let mut slot = self.channel.lock().await;
         if let Some((with, channel)) = &*slot
             && *with == roots
@@ -118,6 +156,20 @@ impl CaClient {
             .map_err(|source| IssueError::Address { address: self.config.address.clone(), source })?;
         *slot = Some((roots, channel.clone()));
         Ok(channel)
+    }
+
+    /// Roots for https, empty for http.
+    async fn roots(&self) -> Result<Vec<u8>, IssueError> {
+        if !self.config.address.starts_with("https") {
+            return Ok(Vec::new());
+        }
+        let no_roots = || IssueError::NoRoots { address: self.config.address.clone() };
+        let path = self.config.root_ca.as_ref().ok_or_else(no_roots)?;
+        let roots = tokio::fs::read(path).await.map_err(|source| IssueError::File { path: path.clone(), source })?;
+        match CertificateDer::pem_slice_iter(&roots).next() {
+            Some(Ok(_)) => Ok(roots),
+            _ => Err(IssueError::Roots { path: path.clone() }),
+        }
     }
 
     fn connect(&self, roots: &[u8]) -> Result<Channel, tonic::transport::Error> {
@@ -150,4 +202,15 @@ fn signing_request(identity: &SpiffeId) -> Result<(PrivateKeyDer<'static>, Strin
 fn impersonate(identity: &SpiffeId) -> prost_types::Struct {
     let value = prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(identity.to_string())) };
     prost_types::Struct { fields: BTreeMap::from([("ImpersonatedIdentity".to_owned(), value)]) }
+}
+
+/// tonic's transport errors say what happened further down only.
+fn explain(status: &tonic::Status) -> String {
+    let mut text = format!("{}: {}", status.code(), status.message());
+    let mut source = std::error::Error::source(status);
+    while let Some(inner) = source {
+        text = format!("{text}: {inner}");
+        source = inner.source();
+    }
+    text
 }

@@ -12,6 +12,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use xds_model::spiffe::SpiffeId;
 
 use crate::provider;
+use crate::trust::Revocations;
 use crate::verify::{ClientVerifier, PeerError, ServerVerifier, peer_identity, verify_chain};
 
 const ALPN_H2: &[u8] = b"h2";
@@ -41,6 +42,7 @@ pub struct WorkloadCertificate {
     chain: Vec<CertificateDer<'static>>,
     roots: Vec<CertificateDer<'static>>,
     root_store: Arc<RootCertStore>,
+    revocations: Revocations,
     not_before: SystemTime,
     not_after: SystemTime,
     serial: String,
@@ -58,12 +60,28 @@ impl WorkloadCertificate {
         key: PrivateKeyDer<'static>,
         chain_pem: &[String],
     ) -> Result<WorkloadCertificate, CertificateError> {
+        WorkloadCertificate::with_trust(identity, key, chain_pem, Vec::new(), Revocations::default())
+    }
+
+    /// As [`WorkloadCertificate::new`]; peers may also chain to `further` roots, and are checked against `revocations`.
+    pub(crate) fn with_trust(
+        identity: &SpiffeId,
+        key: PrivateKeyDer<'static>,
+        chain_pem: &[String],
+        further: Vec<CertificateDer<'static>>,
+        revocations: Revocations,
+    ) -> Result<WorkloadCertificate, CertificateError> {
         let [first, middle @ .., last] = chain_pem else { return Err(CertificateError::TooShort(chain_pem.len())) };
         let mut chain = parse_pem(0, first)?;
         for (index, element) in middle.iter().enumerate() {
             chain.extend(parse_pem(index + 1, element)?);
         }
-        let roots = parse_pem(chain_pem.len() - 1, last)?;
+        let mut roots = parse_pem(chain_pem.len() - 1, last)?;
+        for root in further {
+            if !roots.contains(&root) {
+                roots.push(root);
+            }
+        }
         let mut root_store = RootCertStore::empty();
         for root in &roots {
             root_store.add(root.clone())?;
@@ -85,12 +103,13 @@ impl WorkloadCertificate {
         let certified = CertifiedKey::new(chain.clone(), signing);
         certified.keys_match()?;
         let client_auth = Arc::new(SingleCertAndKey::from(certified));
-        let server = server_config(identity, &root_store, client_auth.clone())?;
+        let server = server_config(identity, &root_store, &revocations, client_auth.clone())?;
         Ok(WorkloadCertificate {
             identity: identity.clone(),
             chain,
             roots,
             root_store,
+            revocations,
             not_before,
             not_after,
             serial,
@@ -113,7 +132,7 @@ impl WorkloadCertificate {
     /// # Errors
     /// If rustls refuses the combination of versions and suites.
     pub fn client_config(&self, expected: &[SpiffeId]) -> Result<Arc<ClientConfig>, rustls::Error> {
-        let verifier = Arc::new(ServerVerifier::new(self.root_store.clone(), expected));
+        let verifier = Arc::new(ServerVerifier::new(self.root_store.clone(), self.revocations.clone(), expected));
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])?
             .dangerous() // rustls' word for any verifier but its own; ours checks chain and identity
@@ -130,7 +149,7 @@ impl WorkloadCertificate {
         &self.chain
     }
 
-    /// Trust anchors the CA sent along, DER.
+    /// Trust anchors: those the CA sent along and those of the mesh's file, DER.
     pub fn roots(&self) -> &[CertificateDer<'static>] {
         &self.roots
     }
@@ -163,9 +182,10 @@ impl WorkloadCertificate {
 fn server_config(
     identity: &SpiffeId,
     roots: &Arc<RootCertStore>,
+    revocations: &Revocations,
     certificate: Arc<SingleCertAndKey>,
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
-    let verifier = Arc::new(ClientVerifier::new(roots.clone(), identity.trust_domain())?);
+    let verifier = Arc::new(ClientVerifier::new(roots.clone(), revocations.clone(), identity.trust_domain())?);
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(verifier)

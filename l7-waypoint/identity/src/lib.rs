@@ -7,11 +7,13 @@
 mod ca;
 mod certificate;
 mod manager;
+mod trust;
 mod verify;
 
 pub use ca::{CaClient, CaConfig, IssueError};
 pub use certificate::{CertificateError, WorkloadCertificate};
-pub use manager::{CertificateStatus, IdentityError, IdentityManager};
+pub use manager::{CertificateInfo, CertificateStatus, IdentityError, IdentityManager};
+pub use trust::TrustFiles;
 pub use verify::{PeerError, peer_identity};
 
 use std::sync::{Arc, OnceLock};

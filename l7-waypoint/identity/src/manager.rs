@@ -4,12 +4,16 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use rand::Rng;
 use serde::Serialize;
+use strata_runtime::file;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
+use x509_parser::prelude::{FromDer, X509Certificate};
 use xds_model::spiffe::SpiffeId;
 
 use crate::ca::CaClient;
@@ -19,6 +23,8 @@ use crate::certificate::WorkloadCertificate;
 const CONCURRENT_REQUESTS: usize = 8;
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const MAX_BACKOFF: Duration = Duration::from_secs(150);
+/// After new roots, certificates are asked for within this time, so that not every node asks at once.
+const SPREAD: Duration = Duration::from_secs(2);
 /// A caller waits no longer than this for a first certificate.
 const MAX_WAIT: Duration = Duration::from_secs(10);
 
@@ -49,13 +55,11 @@ pub struct CertificateStatus {
 pub struct CertificateInfo {
     /// Base64 of the PEM text.
     pub pem: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub serial_number: Option<String>,
-    /// Seconds since 1970.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub valid_from: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub expiration_time: Option<u64>,
+    /// Decimal.
+    pub serial_number: String,
+    /// RFC 3339.
+    pub valid_from: String,
+    pub expiration_time: String,
 }
 
 #[derive(Clone, Default)]
@@ -75,6 +79,9 @@ struct Inner {
     /// Where renewals run: never a data-plane thread.
     runtime: Handle,
     permits: Semaphore,
+    /// Counts changes of the root certificates.
+    roots: watch::Sender<u64>,
+    watchers: Mutex<Vec<AbortHandle>>,
     entries: RwLock<HashMap<SpiffeId, Entry>>,
 }
 
@@ -88,7 +95,12 @@ impl IdentityManager {
     /// `runtime` runs the requests.
     pub fn new(ca: CaClient, runtime: Handle) -> IdentityManager {
         let permits = Semaphore::new(CONCURRENT_REQUESTS);
-        IdentityManager { inner: Arc::new(Inner { ca, runtime, permits, entries: RwLock::new(HashMap::new()) }) }
+        let (roots, _) = watch::channel(0);
+        let (watchers, entries) = Default::default();
+        let inner = Arc::new(Inner { ca, runtime, permits, roots, watchers, entries });
+        let watchers = [follow_roots(&inner), follow_revocations(&inner)];
+        *inner.watchers.lock() = watchers.into_iter().flatten().collect();
+        IdentityManager { inner }
     }
 
     /// The certificate of `identity`, if one is at hand and valid. Never waits.
@@ -172,16 +184,66 @@ impl IdentityManager {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        for entry in self.entries.get_mut().values() {
-            entry.task.abort();
+        let entries = self.entries.get_mut().values().map(|entry| &entry.task);
+        for task in entries.chain(self.watchers.get_mut().iter()) {
+            task.abort();
         }
     }
 }
 
+/// Counts up when the file of root certificates changes: the CA may sign by another key now, and peers may soon trust
+/// no other.
+fn follow_roots(inner: &Arc<Inner>) -> Option<AbortHandle> {
+    let path = inner.ca.roots_file()?.clone();
+    let manager = Arc::downgrade(inner);
+    let follow = async move {
+        // The file as it is now is what the first certificates are made with.
+        let mut seen = file::changed(&path, &[]).await;
+        loop {
+            seen = file::changed(&path, &seen).await;
+            let Some(inner) = manager.upgrade() else { return };
+            tracing::info!(path = %path.display(), "root certificates changed, asking for all certificates anew");
+            inner.roots.send_modify(|changes| *changes += 1);
+        }
+    };
+    Some(inner.runtime.spawn(follow).abort_handle())
+}
+
+/// Takes over the revocation lists now and whenever their file changes.
+fn follow_revocations(inner: &Arc<Inner>) -> Option<AbortHandle> {
+    let (path, revocations) = inner.ca.revocations();
+    let (path, revocations) = (path?.clone(), revocations.clone());
+    let take = {
+        let path = path.clone();
+        move |content: &[u8]| match revocations.replace(content) {
+            Ok(lists) => tracing::info!(path = %path.display(), lists, "revocation lists in force"),
+            Err(error) => {
+                tracing::error!(path = %path.display(), error, "revocation lists not taken, the last good ones stay");
+            }
+        }
+    };
+    // Before the first handshake, if the file is there already.
+    let mut seen = std::fs::read(&path).unwrap_or_default();
+    if seen.is_empty() {
+        tracing::info!(path = %path.display(), "no revocation lists yet");
+    } else {
+        take(&seen);
+    }
+    let follow = async move {
+        loop {
+            seen = file::changed(&path, &seen).await;
+            take(&seen);
+        }
+    };
+    Some(inner.runtime.spawn(follow).abort_handle())
+}
+
 async fn renew(manager: std::sync::Weak<Inner>, identity: SpiffeId, slot: watch::Sender<Slot>) {
     let mut backoff = FIRST_BACKOFF;
+    let Some(mut roots) = manager.upgrade().map(|inner| inner.roots.subscribe()) else { return };
     loop {
         let Some(inner) = manager.upgrade() else { return };
+        roots.borrow_and_update();
         // The semaphore is never closed while `inner` lives.
         let Ok(permit) = inner.permits.acquire().await else { return };
         let outcome = inner.ca.issue(&identity).await;
@@ -196,25 +258,25 @@ async fn renew(manager: std::sync::Weak<Inner>, identity: SpiffeId, slot: watch:
                 refresh.max(Duration::from_secs(1))
             }
             Err(error) => {
-                tracing::warn!(%identity, %error, "no certificate");
-                slot.send_modify(|slot| slot.error = Some(error.to_string().into()));
                 let pause = backoff.mul_f64(rand::rng().random_range(1.0..2.0));
+                tracing::warn!(%identity, %error, retry_ms = pause.as_millis() as u64, "no certificate");
+                slot.send_modify(|slot| slot.error = Some(error.to_string().into()));
                 backoff = (backoff * 2).min(MAX_BACKOFF);
                 pause
             }
         };
-        tokio::time::sleep(pause).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            // An error means that the manager is gone, which the next turn sees.
+            _ = roots.changed() => {
+                backoff = FIRST_BACKOFF;
+                tokio::time::sleep(SPREAD.mul_f64(rand::random_range(0.0..1.0))).await;
+            }
+        }
     }
 }
 
 fn status(identity: &SpiffeId, slot: &Slot) -> CertificateStatus {
-    let seconds = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let info = |der: &[u8]| CertificateInfo {
-        pem: base64::engine::general_purpose::STANDARD.encode(pem(der)),
-        serial_number: None,
-        valid_from: None,
-        expiration_time: None,
-    };
     let mut out = CertificateStatus {
         identity: identity.to_string(),
         state: if slot.error.is_some() { "Unavailable" } else { "Initializing" },
@@ -228,13 +290,23 @@ fn status(identity: &SpiffeId, slot: &Slot) -> CertificateStatus {
         }
         out.cert_chain = certificate.chain().iter().map(|der| info(der)).collect();
         out.root_certs = certificate.roots().iter().map(|der| info(der)).collect();
-        if let Some(leaf) = out.cert_chain.first_mut() {
-            leaf.serial_number = Some(certificate.serial().to_owned());
-            leaf.valid_from = Some(seconds(certificate.not_before()));
-            leaf.expiration_time = Some(seconds(certificate.not_after()));
-        }
     }
     out
+}
+
+fn info(der: &[u8]) -> CertificateInfo {
+    let pem = base64::engine::general_purpose::STANDARD.encode(pem(der));
+    let date = |at: OffsetDateTime| at.format(&Rfc3339).unwrap_or_default();
+    let (serial_number, valid_from, expiration_time) = match X509Certificate::from_der(der) {
+        Ok((_, parsed)) => {
+            let validity = parsed.validity();
+            let (from, to) = (validity.not_before.to_datetime(), validity.not_after.to_datetime());
+            (parsed.tbs_certificate.serial.to_string(), date(from), date(to))
+        }
+        // It was verified, so it parses.
+        Err(_) => Default::default(),
+    };
+    CertificateInfo { pem, serial_number, valid_from, expiration_time }
 }
 
 /// RFC 7468 text of one certificate.

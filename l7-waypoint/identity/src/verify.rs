@@ -10,11 +10,13 @@ use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore, SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use webpki::KeyUsage;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use xds_model::spiffe::SpiffeId;
 
 use crate::provider;
+use crate::trust::Revocations;
 
 /// Why a certificate names no peer of this mesh.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -57,19 +59,25 @@ pub fn peer_identity(chain: Option<&[CertificateDer<'_>]>) -> Result<SpiffeId, P
     }
 }
 
-/// A server's check of its clients: chain and trust domain.
+/// A server's check of its clients: chain, revocation and trust domain.
 #[derive(Debug)]
 pub(crate) struct ClientVerifier {
     chain: Arc<dyn ClientCertVerifier>,
+    roots: Arc<RootCertStore>,
+    revocations: Revocations,
     trust_domain: String,
 }
 
 impl ClientVerifier {
-    pub(crate) fn new(roots: Arc<RootCertStore>, trust_domain: &str) -> Result<ClientVerifier, Error> {
-        let chain = WebPkiClientVerifier::builder_with_provider(roots, provider())
+    pub(crate) fn new(
+        roots: Arc<RootCertStore>,
+        revocations: Revocations,
+        trust_domain: &str,
+    ) -> Result<ClientVerifier, Error> {
+        let chain = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider())
             .build()
             .map_err(|error| Error::General(error.to_string()))?;
-        Ok(ClientVerifier { chain, trust_domain: trust_domain.to_owned() })
+        Ok(ClientVerifier { chain, roots, revocations, trust_domain: trust_domain.to_owned() })
     }
 }
 
@@ -86,6 +94,7 @@ impl ClientCertVerifier for ClientVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
+        self.revocations.check(&self.roots, end_entity, intermediates, KeyUsage::client_auth(), now)?;
         let peer = peer_identity(Some(std::slice::from_ref(end_entity)))?;
         if peer.trust_domain() != self.trust_domain {
             return Err(PeerError::TrustDomain { found: peer, expected: self.trust_domain.clone() }.into());
@@ -116,19 +125,20 @@ impl ClientCertVerifier for ClientVerifier {
     }
 }
 
-/// A client's check of its server: chain and an exact set of identities. The server's address plays no part.
+/// A client's check of its server: chain, revocation and an exact set of identities. The server's address plays no part.
 #[derive(Debug)]
 pub(crate) struct ServerVerifier {
     roots: Arc<RootCertStore>,
+    revocations: Revocations,
     algorithms: WebPkiSupportedAlgorithms,
     /// Empty accepts nobody.
     expected: Vec<SpiffeId>,
 }
 
 impl ServerVerifier {
-    pub(crate) fn new(roots: Arc<RootCertStore>, expected: &[SpiffeId]) -> ServerVerifier {
+    pub(crate) fn new(roots: Arc<RootCertStore>, revocations: Revocations, expected: &[SpiffeId]) -> ServerVerifier {
         let algorithms = provider().signature_verification_algorithms;
-        ServerVerifier { roots, algorithms, expected: expected.to_vec() }
+        ServerVerifier { roots, revocations, algorithms, expected: expected.to_vec() }
     }
 }
 
@@ -154,6 +164,7 @@ impl ServerCertVerifier for ServerVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         verify_chain(&self.roots, end_entity, intermediates, now)?;
+        self.revocations.check(&self.roots, end_entity, intermediates, KeyUsage::server_auth(), now)?;
         let found = peer_identity(Some(std::slice::from_ref(end_entity)))?;
         if !self.expected.contains(&found) {
             let expected = self.expected.iter().map(SpiffeId::as_str).collect::<Vec<_>>().join(" or ");

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ca::{TOKEN, TestCa};
-use l7_identity::{CaClient, CaConfig, IdentityManager, WorkloadCertificate, peer_identity};
+use l7_identity::{CaClient, CaConfig, IdentityManager, TrustFiles, WorkloadCertificate, peer_identity};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use xds_model::spiffe::SpiffeId;
@@ -20,7 +20,10 @@ struct Setup {
 }
 
 async fn setup() -> Setup {
-    let ca = TestCa::new();
+    setup_with(TestCa::new(), TrustFiles::default()).await
+}
+
+async fn setup_with(ca: Arc<TestCa>, files: TrustFiles) -> Setup {
     let addr = ca.serve().await;
     let mut token = tempfile::NamedTempFile::new().unwrap();
     token.write_all(TOKEN.as_bytes()).unwrap();
@@ -33,7 +36,7 @@ async fn setup() -> Setup {
         impersonate: true,
         ttl: Duration::from_secs(86_400),
     };
-    let manager = IdentityManager::new(CaClient::new(config), tokio::runtime::Handle::current());
+    let manager = IdentityManager::new(CaClient::new(config).with_files(files), tokio::runtime::Handle::current());
     Setup { ca, manager, token }
 }
 
@@ -165,4 +168,83 @@ async fn both_ends_know_each_other_and_nobody_else_gets_in() {
     assert!(handshake(&forged, &[id("payments")], &server).await.is_err());
     let forged = other.manager.certificate(&id("payments")).await.unwrap();
     assert!(handshake(&client, &[id("payments")], &forged).await.is_err());
+}
+
+/// The certificate once it is another than `old`.
+async fn renewed(manager: &IdentityManager, account: &str, old: &WorkloadCertificate) -> Arc<WorkloadCertificate> {
+    let wait = async {
+        loop {
+            let now = manager.certificate(&id(account)).await.unwrap();
+            if now.serial() != old.serial() {
+                return now;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), wait).await.expect("not renewed")
+}
+
+#[tokio::test]
+async fn a_new_root_is_taken_up_without_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("root-cert.pem");
+    let ca = TestCa::new();
+    let old_root = ca.root();
+    std::fs::write(&file, &old_root).unwrap();
+    let setup = setup_with(ca, TrustFiles { roots: Some(file.clone()), revocations: None }).await;
+    let (old_client, old_server) = (
+        setup.manager.certificate(&id("checkout")).await.unwrap(),
+        setup.manager.certificate(&id("payments")).await.unwrap(),
+    );
+    // The manager has seen the file as it was.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    setup.ca.rotate();
+    std::fs::write(&file, format!("{old_root}{}", setup.ca.root())).unwrap();
+    let new_server = renewed(&setup.manager, "payments", &old_server).await;
+    let new_client = renewed(&setup.manager, "checkout", &old_client).await;
+    // Certificates of the old root get in while the file has it; whoever has not heard of the new one keeps it out.
+    handshake(&new_client, &[id("payments")], &new_server).await.unwrap();
+    let error = handshake(&new_client, &[id("payments")], &old_server).await.unwrap_err();
+    assert!(error.contains("UnknownIssuer") || error.contains("UnknownCA"), "the old server knows one root: {error}");
+    assert_eq!((old_server.roots().len(), new_server.roots().len()), (1, 2));
+
+    // The old root goes: one more round, and nobody shows or takes it any more.
+    std::fs::write(&file, setup.ca.root()).unwrap();
+    let last = renewed(&setup.manager, "payments", &new_server).await;
+    assert_eq!(last.roots().len(), 1);
+    assert!(handshake(&old_client, &[id("payments")], &last).await.is_err());
+    handshake(&new_client, &[id("payments")], &last).await.unwrap();
+}
+
+#[tokio::test]
+async fn revoked_peers_are_refused_both_ways_and_a_broken_list_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("ca-crl.pem");
+    let ca = TestCa::new();
+    let (revoked_one, good) = {
+        let plain = setup_with(ca.clone(), TrustFiles::default()).await;
+        (
+            plain.manager.certificate(&id("checkout")).await.unwrap(),
+            plain.manager.certificate(&id("other")).await.unwrap(),
+        )
+    };
+    let setup = setup_with(ca.clone(), TrustFiles { roots: None, revocations: Some(file.clone()) }).await;
+    let own = setup.manager.certificate(&id("payments")).await.unwrap();
+    handshake(&revoked_one, &[id("payments")], &own).await.unwrap();
+
+    std::fs::write(&file, ca.revocations(&[revoked_one.serial()])).unwrap();
+    let wait = async {
+        while handshake(&revoked_one, &[id("payments")], &own).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), wait).await.expect("the list is not in force");
+    let error = handshake(&own, &[id("checkout")], &revoked_one).await.unwrap_err();
+    assert!(error.contains("Revoked"), "{error}");
+    handshake(&good, &[id("payments")], &own).await.unwrap();
+
+    std::fs::write(&file, "no list at all").unwrap();
+    tokio::time::sleep(strata_runtime::file::LOOK_EVERY * 2).await;
+    assert!(handshake(&revoked_one, &[id("payments")], &own).await.is_err(), "the last good list stays");
+    handshake(&good, &[id("payments")], &own).await.unwrap();
 }

@@ -9,20 +9,27 @@ mod copy;
 mod mesh;
 mod netns;
 mod node;
+mod request;
 mod sockets;
 mod telemetry;
 mod waypoint;
 mod workers;
 
-use clap::Parser;
-use config::{Flags, Role};
+use config::{Role, Started};
 
 fn main() -> anyhow::Result<()> {
-    let flags = Flags::parse();
-    strata_runtime::logging::init(match flags.role {
+    if let Some(done) = request::asked_for(std::env::args().skip(1)) {
+        return done;
+    }
+    let Started { flags, logging, remarks } = Started::of_process();
+    let component = match flags.role {
         Role::Node => "proxy-node",
         Role::Waypoint => "proxy-waypoint",
-    });
+    };
+    strata_runtime::logging::init_with(component, &logging);
+    for remark in remarks {
+        tracing::warn!("{remark}");
+    }
     l7_identity::install_provider();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("control").enable_all().build()?;

@@ -14,9 +14,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use l7_hbone::{Pool, PoolConfig};
-use l7_identity::{CaClient, IdentityManager};
+use l7_identity::IdentityManager;
 use parking_lot::Mutex;
 use strata_handoff::ProxyMessage;
+use strata_runtime::admin::Admin;
 use strata_runtime::{Readiness, drain, metrics, shutdown_signal, task};
 use tokio::sync::mpsc;
 use xds_model::wds::{MeshBuilder, MeshConfig, MeshView, Workload};
@@ -96,7 +97,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
         trust_domain: flags.trust_domain.as_str().into(),
         network: flags.network.as_str().into(),
     });
-    let identities = IdentityManager::new(CaClient::new(flags.ca()), tokio::runtime::Handle::current());
+    let identities = IdentityManager::new(flags.ca(), tokio::runtime::Handle::current());
     let (agent, messages) = mpsc::channel(AGENT_QUEUE);
     let telemetry = Telemetry::new(&registry);
     let (placed, placed_handlers) = placed::placements(&flags, &telemetry.events())?;
@@ -119,7 +120,9 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     })
     .context("data-plane threads")?;
 
-    crate::admin::serve_node(&flags, &shared, readiness.clone(), registry.clone(), watch.clone()).await?;
+    let admin = crate::admin::node(&flags, &shared, readiness.clone(), registry.clone());
+    let public = Admin::new("strata-proxy", readiness.clone(), registry.clone());
+    crate::admin::serve(admin, public, &flags, &watch).await?;
     let xds_metrics = xds_client::Metrics::register(&registry);
     for placed in &shared.placed {
         shared.identities.prefetch(&placed.own);

@@ -1,19 +1,22 @@
 //! Role waypoint: requests behind HBONE, governed by the snapshot compiled from xDS.
 pub(crate) mod config;
 pub(crate) mod connector;
+mod extensions;
+pub(crate) mod held;
 pub(crate) mod peers;
 mod server;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use l7_authn::JwksStore;
 use l7_hbone::{Pool, PoolConfig};
 use l7_http::{Engine, EngineConfig};
-use l7_identity::{CaClient, IdentityManager};
+use l7_identity::IdentityManager;
 use l7_route::Snapshot;
 use l7_telemetry::Telemetry;
 use strata_runtime::admin::Admin;
@@ -23,6 +26,7 @@ use xds_model::spiffe::SpiffeId;
 use xds_model::wds::{MeshBuilder, MeshConfig};
 use xds_proto::type_url;
 
+use crate::admin::envoy::Envoy;
 use crate::config::Flags;
 use crate::workers::Workers;
 use config::{Handler, State};
@@ -37,7 +41,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     let readiness = Readiness::new();
     let registry = metrics::Registry::new();
     let (trigger, watch) = drain::channel();
-    let identities = IdentityManager::new(CaClient::new(flags.ca()), tokio::runtime::Handle::current());
+    let identities = IdentityManager::new(flags.ca(), tokio::runtime::Handle::current());
     let (builder, mesh) = MeshBuilder::new(MeshConfig {
         trust_domain: flags.trust_domain.as_str().into(),
         network: flags.network.as_str().into(),
@@ -69,15 +73,18 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     };
 
     let (handler, state) = Handler::new(Some(builder), engines, snapshot);
-    serve_admin(&flags, &state, &identities, &telemetry, readiness.clone(), registry.clone(), &watch).await?;
-    let types = [type_url::CLUSTER, type_url::ENDPOINT, type_url::LISTENER, type_url::WORKLOAD];
+    let admin = admin(&flags, &state, &identities, &telemetry, readiness.clone(), registry.clone());
+    let public = Admin::new("strata-waypoint", readiness.clone(), registry.clone());
+    crate::admin::serve(admin, public, &flags, &watch).await?;
+    let types = [type_url::CLUSTER, type_url::ENDPOINT, type_url::LISTENER, type_url::EXTENSION, type_url::WORKLOAD];
     let metrics = xds_client::Metrics::register(&registry);
     task::spawn("xds", xds_client::run(flags.xds(&types), handler, metrics, readiness.task("xds"), watch.clone()));
     let certificate = readiness.task("certificate");
     let first = identities.clone();
     task::spawn("certificate", async move {
         while let Err(error) = first.certificate(&own).await {
-            tracing::warn!(%error, "waiting for the own certificate");
+            // The manager has logged why.
+            tracing::debug!(%error, "waiting for the own certificate");
             tokio::time::sleep(std::time::Duration::from_secs(1)).await;
         }
         drop(certificate);
@@ -126,24 +133,26 @@ async fn listen(
     Ok(())
 }
 
-async fn serve_admin(
+/// Our own view of the state, and Envoy's for the tools people have.
+fn admin(
     flags: &Flags,
     state: &Arc<State>,
     identities: &IdentityManager,
     telemetry: &Arc<Telemetry>,
     readiness: Readiness,
     registry: metrics::Registry,
-    watch: &drain::Watch,
-) -> anyhow::Result<()> {
-    // Readiness and metrics are for everybody; state and configuration for who may open our socket.
-    let public = Admin::new("strata-waypoint", readiness.clone(), registry.clone());
-    for addr in [flags.readiness_addr, flags.metrics_addr] {
-        public.serve_tcp(addr, watch.clone()).await.with_context(|| format!("serving {addr}"))?;
-    }
+) -> Admin {
     let pending = readiness.clone();
     let (for_status, for_dump) = (state.clone(), state.clone());
     let (certificates, all_certificates) = (identities.clone(), identities.clone());
     let (gateway, namespace) = (flags.gateway.clone(), flags.namespace.clone());
+    let envoy = Envoy {
+        flags: flags.clone(),
+        state: state.clone(),
+        identities: identities.clone(),
+        readiness: readiness.clone(),
+        started: Instant::now(),
+    };
     let admin = Admin::new("strata-waypoint", readiness, registry)
         .json("/status", move || {
             let mut status = for_status.status();
@@ -160,17 +169,11 @@ async fn serve_admin(
             status["certificates"] = serde_json::json!(list);
             async move { status }
         })
-        .json("/config_dump", move || {
+        .json("/config_dump/strata", move || {
             let mut dump = for_dump.dump();
             dump["certificates"] = serde_json::json!(all_certificates.status());
             async move { dump }
         })
         .stream("/requests", telemetry.events());
-    let socket = flags.run_dir.join(&flags.admin_socket);
-    std::fs::create_dir_all(&flags.run_dir).with_context(|| format!("creating {}", flags.run_dir.display()))?;
-    admin.serve_unix(&socket, watch.clone()).await.with_context(|| format!("admin socket {}", socket.display()))?;
-    if let Some(addr) = flags.admin_addr {
-        admin.serve_tcp(addr, watch.clone()).await.with_context(|| format!("admin address {addr}"))?;
-    }
-    Ok(())
+    envoy.serve(admin)
 }

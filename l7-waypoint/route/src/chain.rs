@@ -12,7 +12,8 @@ use xds_model::envoy::telemetry::{AccessLog, StatsFilter, Tracing};
 
 use crate::CompileError;
 use crate::decision::{Decision, Global};
-use crate::filter::{ExtAuthz, Fault};
+use crate::ext_authz::ExtAuthz;
+use crate::filter::Fault;
 use crate::headers::HeaderOps;
 use crate::redirect::split_port;
 use crate::route::{Route, VirtualHost};

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use http::HeaderMap;
 use l7_authz::l7::RequestView;
+use xds_model::envoy::ext_authz::ExtAuthzPerRoute;
 
 use crate::chain::ClusterRef;
 use crate::filter::{Cors, Fault, RouteFilters};
@@ -83,6 +84,11 @@ impl<'a> Decision<'a> {
     /// The faults; `None`: those of the chain's fault filter, if it has any.
     pub fn fault(&self) -> Option<&'a Fault> {
         self.filters().find_map(|filters| filters.fault.as_ref())
+    }
+
+    /// What the `ext_authz` filter does here; `None`: what it is configured to do.
+    pub fn ext_authz(&self) -> Option<&'a ExtAuthzPerRoute> {
+        self.filters().find_map(|filters| filters.ext_authz.as_ref())
     }
 
     fn filters(&self) -> impl Iterator<Item = &'a RouteFilters> {

@@ -1,11 +1,10 @@
 //! Compiled configuration of single filters.
 use std::time::Duration;
 
+use l7_authz::l7::RequestView;
 use l7_authz::l7::matcher::{HeaderMatch, StringMatch};
-use l7_authz::l7::{RequestView, Shadow};
-use xds_model::envoy::ext_authz;
+use xds_model::envoy::ext_authz::ExtAuthzPerRoute;
 use xds_model::envoy::filter::{AbortWith, CorsPolicy};
-use xds_model::envoy::matcher::ValueMatcher;
 use xds_model::envoy::{filter as config, route};
 
 use crate::{CompileError, draw};
@@ -79,6 +78,7 @@ impl Fault {
 pub struct RouteFilters {
     pub cors: Option<Cors>,
     pub fault: Option<Fault>,
+    pub ext_authz: Option<ExtAuthzPerRoute>,
 }
 
 impl RouteFilters {
@@ -86,75 +86,7 @@ impl RouteFilters {
         Ok(Self {
             cors: config.cors.as_ref().map(Cors::compile).transpose()?,
             fault: config.fault.as_ref().map(Fault::compile).transpose()?,
+            ext_authz: config.ext_authz.clone(),
         })
-    }
-}
-
-/// External authorization.
-#[derive(Debug, Clone)]
-pub struct ExtAuthz {
-    pub config: ext_authz::ExtAuthz,
-    enabled: Enabled,
-    allowed_headers: Option<Box<[StringMatch]>>,
-    disallowed_headers: Box<[StringMatch]>,
-}
-
-#[derive(Debug, Clone)]
-enum Enabled {
-    Always,
-    /// When the shadow rules of this prefix matched a policy whose name matches.
-    Shadow {
-        prefix: Box<str>,
-        policy: StringMatch,
-    },
-}
-
-/// Namespace and suffix of the metadata RBAC's shadow rules write.
-const RBAC: &str = "envoy.filters.http.rbac";
-const POLICY_ID: &str = "shadow_effective_policy_id";
-
-impl ExtAuthz {
-    /// Compiles; a condition that is not understood means that the service is always asked.
-    pub(crate) fn compile(config: &ext_authz::ExtAuthz) -> Result<Self, CompileError> {
-        let enabled = match &config.enabled {
-            None => Enabled::Always,
-            Some(matcher) => match (matcher.path.as_slice(), &matcher.value) {
-                ([key], ValueMatcher::String(policy)) if matcher.filter == RBAC && !matcher.invert => {
-                    match key.strip_suffix(POLICY_ID) {
-                        Some(prefix) => {
-                            Enabled::Shadow { prefix: prefix.into(), policy: StringMatch::compile(policy)? }
-                        }
-                        None => Enabled::Always,
-                    }
-                }
-                _ => Enabled::Always,
-            },
-        };
-        Ok(Self {
-            enabled,
-            allowed_headers: config.allowed_headers.as_deref().map(StringMatch::compile_all).transpose()?,
-            disallowed_headers: StringMatch::compile_all(&config.disallowed_headers)?,
-            config: config.clone(),
-        })
-    }
-
-    /// Whether the service is asked, given what the shadow rules of the RBAC filters before said.
-    pub fn applies(&self, shadows: &[Shadow<'_>]) -> bool {
-        match &self.enabled {
-            Enabled::Always => true,
-            Enabled::Shadow { prefix, policy } => shadows
-                .iter()
-                .filter(|shadow| *shadow.prefix == **prefix)
-                .any(|shadow| shadow.policy.is_some_and(|name| policy.matches(name.id.as_bytes()))),
-        }
-    }
-
-    /// Whether a request header is sent to the service. `None`: the service's built-in set decides.
-    pub fn sends(&self, name: &http::HeaderName) -> Option<bool> {
-        let name = name.as_str().as_bytes();
-        if self.disallowed_headers.iter().any(|test| test.matches(name)) {
-            return Some(false);
-        }
-        self.allowed_headers.as_ref().map(|allowed| allowed.iter().any(|test| test.matches(name)))
     }
 }

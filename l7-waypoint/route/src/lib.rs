@@ -7,6 +7,7 @@
 pub mod chain;
 mod decision;
 pub mod explain;
+pub mod ext_authz;
 pub mod filter;
 pub mod format;
 pub mod hash;

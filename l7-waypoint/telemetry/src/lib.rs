@@ -5,6 +5,7 @@
 
 mod access_log;
 mod event;
+mod ext_authz;
 mod flags;
 mod format;
 mod histogram;
@@ -19,6 +20,7 @@ use tokio::sync::broadcast;
 
 pub use access_log::AccessLogger;
 pub use event::{EventPeer, RequestEvent};
+pub use ext_authz::ExtAuthzOutcome;
 pub use flags::Flags;
 pub use format::{Format, FormatError};
 pub use histogram::AtomicHistogram;
@@ -34,6 +36,7 @@ pub struct Telemetry {
     pub(crate) metrics: metrics::Metrics,
     pub(crate) events: broadcast::Sender<Arc<str>>,
     pub(crate) writers: access_log::Writers,
+    ext_authz: ext_authz::ExtAuthz,
 }
 
 impl Telemetry {
@@ -42,12 +45,18 @@ impl Telemetry {
         let metrics = registry.with(metrics::Metrics::register);
         let (events, _) = broadcast::channel(EVENT_QUEUE);
         let writers = access_log::Writers::new(metrics.log_lines_dropped.clone());
-        Arc::new(Self { metrics, events, writers })
+        let ext_authz = registry.with(ext_authz::ExtAuthz::register);
+        Arc::new(Self { metrics, events, writers, ext_authz })
     }
 
     /// Where request events appear, one JSON object each; for the admin server's `/requests`.
     pub fn events(&self) -> broadcast::Sender<Arc<str>> {
         self.events.clone()
+    }
+
+    /// Counts what external authorization said of a request to `cluster`.
+    pub fn ext_authz(&self, cluster: &Arc<str>, outcome: ExtAuthzOutcome) {
+        self.ext_authz.count(cluster, outcome);
     }
 
     /// Compiles a configured access log.

@@ -36,54 +36,99 @@ pub enum ConnectError {
     Address { address: String, source: tonic::transport::Error },
     #[error("{what} {}: {source}", path.display())]
     File { what: &'static str, path: PathBuf, source: std::io::Error },
-    #[error("token in {} is not a header value", path.display())]
+    #[error("token in {} is empty or not ASCII", path.display())]
     Token { path: PathBuf },
-    #[error("connecting to {address}: {}", chain(source))]
-    Connect { address: String, source: tonic::transport::Error },
+    #[error("{address}: https needs a file of root certificates, and none is given")]
+    NoRoots { address: String },
+    #[error("root certificate {}: no PEM certificate in it", path.display())]
+    Roots { path: PathBuf },
+    #[error("connecting to {address}{trust}: {}", chain(source))]
+    Connect { address: String, trust: String, source: tonic::transport::Error },
+}
+
+/// A connection and the root certificates it was verified by.
+pub(crate) struct Connected {
+    pub(crate) channel: Channel,
+    pub(crate) roots: Option<String>,
 }
 
 impl Endpoint {
-    /// Connects.
+    /// Connects; the address is resolved anew.
     ///
     /// # Errors
     /// If the address is malformed, a file cannot be read, or the server cannot be reached or trusted.
-    pub async fn connect(&self) -> Result<Channel, ConnectError> {
+    pub(crate) async fn connect(&self) -> Result<Connected, ConnectError> {
         let address = || self.address.clone();
         let mut endpoint = Channel::from_shared(self.address.clone().into_bytes())
             .map_err(|source| ConnectError::Uri { address: address(), source })?
             .connect_timeout(Duration::from_secs(5))
+            .tcp_keepalive(Some(Duration::from_secs(300)))
             .http2_keep_alive_interval(Duration::from_secs(30))
             .keep_alive_timeout(Duration::from_secs(10))
             .keep_alive_while_idle(true)
             .tcp_nodelay(true);
-        if self.address.starts_with("https://") {
-            let mut tls = ClientTlsConfig::new();
-            if let Some(path) = &self.root_ca {
-                let pem = read("root certificate", path).await?;
-                tls = tls.ca_certificate(Certificate::from_pem(pem));
-            }
+        let roots = self.roots().await?;
+        if let Some(pem) = &roots {
+            let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
             if let Some(name) = &self.server_name {
                 tls = tls.domain_name(name);
             }
             endpoint =
                 endpoint.tls_config(tls).map_err(|source| ConnectError::Address { address: address(), source })?;
         }
-        endpoint.connect().await.map_err(|source| ConnectError::Connect { address: address(), source })
+        let channel = endpoint.connect().await.map_err(|source| ConnectError::Connect {
+            address: address(),
+            trust: self.trust(),
+            source,
+        })?;
+        Ok(Connected { channel, roots })
     }
 
-    /// The request metadata that says who is asking.
+    async fn roots(&self) -> Result<Option<String>, ConnectError> {
+        if !self.address.starts_with("https://") {
+            return Ok(None);
+        }
+        let path = self.root_ca.as_ref().ok_or_else(|| ConnectError::NoRoots { address: self.address.clone() })?;
+        let pem = read("root certificate", path).await?;
+        if !pem.contains("-----BEGIN CERTIFICATE-----") {
+            return Err(ConnectError::Roots { path: path.clone() });
+        }
+        Ok(Some(pem))
+    }
+
+    /// What the server is expected to prove, for error messages.
+    fn trust(&self) -> String {
+        let Some(path) = self.root_ca.as_ref().filter(|_| self.address.starts_with("https://")) else {
+            return String::new();
+        };
+        match &self.server_name {
+            Some(name) => format!(" as {name}, trusting {}", path.display()),
+            None => format!(", trusting {}", path.display()),
+        }
+    }
+
+    /// What the server was shown, for error messages.
+    pub(crate) fn shown(&self) -> String {
+        match &self.token {
+            Token::None => "no token".to_owned(),
+            Token::File(path) => format!("the token in {}", path.display()),
+        }
+    }
+
+    /// Puts in who is asking.
     ///
     /// # Errors
     /// If the token file cannot be read or holds something that is not a header value.
-    pub async fn authorize<T>(&self, request: &mut tonic::Request<T>) -> Result<(), ConnectError> {
+    pub(crate) async fn authorize<T>(&self, request: &mut tonic::Request<T>) -> Result<(), ConnectError> {
         if let Ok(cluster) = MetadataValue::<Ascii>::try_from(self.cluster_id.as_str()) {
             request.metadata_mut().insert("clusterid", cluster);
         }
         if let Token::File(path) = &self.token {
             let text = read("token", path).await?;
-            let value = format!("Bearer {}", text.trim());
-            let value =
-                MetadataValue::<Ascii>::try_from(value).map_err(|_| ConnectError::Token { path: path.clone() })?;
+            let bad = || ConnectError::Token { path: path.clone() };
+            let token = Some(text.trim()).filter(|token| !token.is_empty()).ok_or_else(bad)?;
+            let mut value = MetadataValue::<Ascii>::try_from(format!("Bearer {token}")).map_err(|_| bad())?;
+            value.set_sensitive(true);
             request.metadata_mut().insert("authorization", value);
         }
         Ok(())

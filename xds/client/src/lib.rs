@@ -12,7 +12,7 @@ mod state;
 mod stream;
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 pub use connect::{ConnectError, Endpoint, Token};
@@ -85,6 +85,9 @@ impl Config {
     }
 }
 
+/// A failure that goes on is logged again once the pauses are as long as this.
+const REPEAT: Duration = Duration::from_secs(1);
+
 /// Runs until the drain starts. `ready` is dropped when the first response of every type has been answered.
 /// State is kept over disconnects; nothing is flushed.
 pub async fn run(
@@ -97,24 +100,36 @@ pub async fn run(
     let mut state = state::State::new(&config.types);
     let mut ready = Some(ready);
     let mut pause = config.backoff.0;
+    let mut said = String::new();
     loop {
+        let started = Instant::now();
         let ended = tokio::select! {
             () = drain.signaled() => return,
             ended = stream::run(&config, &mut handler, &mut state, &metrics, &mut ready) => ended,
         };
         metrics.terminated(ended.reason());
-        if ended.is_graceful() {
+        // A server that goes on closing at once is not one to be asked without a pause.
+        let well = ended.is_graceful() && started.elapsed() >= REPEAT;
+        if well {
             pause = config.backoff.0;
+        }
+        if ended.is_graceful() {
+            said.clear();
             tracing::info!(%ended, "xDS stream ended, reconnecting");
         } else {
-            tracing::warn!(%ended, pause_ms = pause.as_millis() as u64, "xDS stream failed, reconnecting");
+            let (reason, retry_ms) = (ended.to_string(), pause.as_millis() as u64);
+            // The same failure again within a second is no news.
+            if reason != said || pause >= REPEAT {
+                tracing::warn!(reason, retry_ms, "xDS stream failed, reconnecting");
+            }
+            said = reason;
         }
         tokio::select! {
             () = drain.signaled() => return,
             // Jitter keeps a fleet from reconnecting in step after the control plane's restart.
             () = tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))) => {}
         }
-        if !ended.is_graceful() {
+        if !well {
             pause = (pause * 2).min(config.backoff.1);
         }
     }

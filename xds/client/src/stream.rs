@@ -1,8 +1,9 @@
 //! One stream, from connect to its end.
 use std::fmt;
+use std::pin::pin;
 
 use prost::Message;
-use strata_runtime::ReadyGuard;
+use strata_runtime::{ReadyGuard, file};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use xds_proto::envoy::envoy::config::core::v3::Node;
@@ -11,7 +12,7 @@ use xds_proto::envoy::envoy::service::discovery::v3::{DeltaDiscoveryRequest, Del
 use xds_proto::envoy::google::protobuf::{Struct, Value, value};
 use xds_proto::envoy::google::rpc::Status as RpcStatus;
 
-use crate::connect::ConnectError;
+use crate::connect::{ConnectError, Connected, Endpoint};
 use crate::state::State;
 use crate::{Config, Handler, Metrics, Rejected, Resource, Update};
 
@@ -25,8 +26,15 @@ const INVALID_ARGUMENT: i32 = 3;
 pub(crate) enum Ended {
     Connect(ConnectError),
     Status(tonic::Status),
+    /// Who we are was not accepted: what was shown, and the server's answer.
+    Refused {
+        shown: String,
+        status: tonic::Status,
+    },
     /// The server closed it in good order (its maximum age, a shutdown).
     Closed,
+    /// The root certificates were replaced: the server has to prove itself by the new ones.
+    Roots,
 }
 
 impl Ended {
@@ -34,16 +42,17 @@ impl Ended {
         match self {
             Ended::Connect(_) => "connection_error",
             Ended::Status(_) if self.is_graceful() => "reconnect",
-            Ended::Status(_) => "error",
+            Ended::Status(_) | Ended::Refused { .. } => "error",
             Ended::Closed => "complete",
+            Ended::Roots => "reconnect",
         }
     }
 
     /// Ends that say nothing about the server's health: no penalty.
     pub(crate) fn is_graceful(&self) -> bool {
         match self {
-            Ended::Closed => true,
-            Ended::Connect(_) => false,
+            Ended::Closed | Ended::Roots => true,
+            Ended::Connect(_) | Ended::Refused { .. } => false,
             Ended::Status(status) => {
                 use tonic::Code::{Cancelled, DeadlineExceeded, Unavailable, Unknown};
                 matches!(status.code(), Unknown | Cancelled | DeadlineExceeded)
@@ -57,8 +66,13 @@ impl fmt::Display for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Ended::Connect(error) => error.fmt(f),
+            Ended::Status(_) if self.is_graceful() => f.write_str("closed by the server"),
             Ended::Status(status) => write!(f, "{:?}: {}", status.code(), status.message()),
+            Ended::Refused { shown, status } => {
+                write!(f, "{shown} was refused: {:?}: {}", status.code(), status.message())
+            }
             Ended::Closed => f.write_str("closed by the server"),
+            Ended::Roots => f.write_str("the root certificates were replaced"),
         }
     }
 }
@@ -70,34 +84,62 @@ pub(crate) async fn run(
     metrics: &Metrics,
     ready: &mut Option<ReadyGuard>,
 ) -> Ended {
-    match open(config, handler, state).await {
-        Err(ended) => ended,
-        Ok((requests, mut responses)) => loop {
-            let response = match responses.message().await {
-                Ok(Some(response)) => response,
-                Ok(None) => return Ended::Closed,
-                Err(status) => return Ended::Status(status),
-            };
-            for request in answer(config, handler, state, metrics, response) {
-                if requests.send(request).await.is_err() {
-                    return Ended::Closed;
-                }
+    let Open { requests, mut responses, roots } = match open(config, handler, state).await {
+        Ok(open) => open,
+        Err(ended) => return ended,
+    };
+    let mut replaced = pin!(replaced(&config.endpoint, roots));
+    loop {
+        let response = tokio::select! {
+            response = responses.message() => response,
+            () = &mut replaced => return Ended::Roots,
+        };
+        let response = match response {
+            Ok(Some(response)) => response,
+            Ok(None) => return Ended::Closed,
+            Err(status) => return ended(&config.endpoint, status),
+        };
+        for request in answer(config, handler, state, metrics, response) {
+            if requests.send(request).await.is_err() {
+                return Ended::Closed;
             }
-            if state.all_answered() {
-                ready.take();
-            }
-        },
+        }
+        if state.all_answered() {
+            ready.take();
+        }
+    }
+}
+
+/// Resolves when the file of root certificates holds others than `roots`; never for plaintext.
+async fn replaced(endpoint: &Endpoint, roots: Option<String>) {
+    match (&endpoint.root_ca, roots) {
+        (Some(path), Some(roots)) => drop(file::changed(path, roots.as_bytes()).await),
+        _ => std::future::pending().await,
+    }
+}
+
+fn ended(endpoint: &Endpoint, status: tonic::Status) -> Ended {
+    match status.code() {
+        tonic::Code::Unauthenticated | tonic::Code::PermissionDenied => {
+            Ended::Refused { shown: endpoint.shown(), status }
+        }
+        _ => {
+            tracing::debug!(code = ?status.code(), message = status.message(), "xDS stream ended");
+            Ended::Status(status)
+        }
     }
 }
 
 type Requests = mpsc::Sender<DeltaDiscoveryRequest>;
 
-async fn open(
-    config: &Config,
-    handler: &impl Handler,
-    state: &mut State,
-) -> Result<(Requests, tonic::Streaming<DeltaDiscoveryResponse>), Ended> {
-    let channel = config.endpoint.connect().await.map_err(Ended::Connect)?;
+struct Open {
+    requests: Requests,
+    responses: tonic::Streaming<DeltaDiscoveryResponse>,
+    roots: Option<String>,
+}
+
+async fn open(config: &Config, handler: &impl Handler, state: &mut State) -> Result<Open, Ended> {
+    let Connected { channel, roots } = config.endpoint.connect().await.map_err(Ended::Connect)?;
     let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
     state.reset_stream();
     let first: Vec<_> = config.types.iter().filter_map(|url| subscription(config, handler, state, url)).collect();
@@ -110,9 +152,10 @@ async fn open(
     }
     let mut request = tonic::Request::new(ReceiverStream::new(outgoing));
     config.endpoint.authorize(&mut request).await.map_err(Ended::Connect)?;
-    let responses = client.delta_aggregated_resources(request).await.map_err(Ended::Status)?.into_inner();
+    let responses = client.delta_aggregated_resources(request).await;
+    let responses = responses.map_err(|status| ended(&config.endpoint, status))?.into_inner();
     tracing::info!(address = %config.endpoint.address, node = %config.node_id, "xDS stream open");
-    Ok((requests, responses))
+    Ok(Open { requests, responses, roots })
 }
 
 /// The request that brings a type's subscription up to date, if one is needed.

@@ -2,6 +2,7 @@
 //! `.proto` text. Nothing here interprets a message; `xds-model` does.
 
 pub mod any;
+pub mod json;
 
 pub use envoy_types::pb as envoy;
 

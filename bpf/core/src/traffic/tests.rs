@@ -8,8 +8,8 @@ use crate::{
 
 const POD: u32 = 256;
 const PEER: u32 = 257;
-const OUT: Way = Way::FromPod { by_proxy: false };
-const BY_PROXY: Way = Way::FromPod { by_proxy: true };
+const OUT: Way<fn() -> bool> = Way::FromPod { by_proxy: || false };
+const BY_PROXY: Way<fn() -> bool> = Way::FromPod { by_proxy: || true };
 
 fn tables() -> Tables {
     let mut tables = Tables::default();
@@ -55,11 +55,11 @@ fn syn(packet: Packet) -> Packet {
     Packet { tcp_flags: SYN, ..packet }
 }
 
-fn ask(tables: &Tables, flags: u32, packet: Packet, way: Way) -> Outcome {
+fn ask(tables: &Tables, flags: u32, packet: Packet, way: Way<fn() -> bool>) -> Outcome {
     judge(tables, &pod("10.0.0.1", "fd00::1", POD, flags), &packet, way)
 }
 
-fn reason(tables: &Tables, flags: u32, packet: Packet, way: Way) -> DropReason {
+fn reason(tables: &Tables, flags: u32, packet: Packet, way: Way<fn() -> bool>) -> DropReason {
     ask(tables, flags, packet, way).reason
 }
 

@@ -82,7 +82,7 @@ fn ask(asked: &Asked<'_>) -> Decision {
         dst: asked.dst,
         dst_port: asked.dst_port,
         proto: asked.proto,
-        from_proxy: from_proxy(),
+        from_proxy: from_proxy(asked.netns_cookie),
     };
     decide(&Kernel, &call)
 }

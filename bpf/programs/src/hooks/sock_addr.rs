@@ -7,7 +7,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie},
     programs::SockAddrContext,
 };
-use strata_abi::Addr;
+use strata_abi::{Addr, ProxyPlace};
 
 use crate::maps::CONFIG;
 
@@ -112,10 +112,14 @@ pub fn socket_cookie(ctx: &SockAddrContext) -> u64 {
     unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
 }
 
-/// Whether the calling process is in the proxy's cgroup. A pod cannot forge that (it could forge a mark).
+/// Whether a proxy calls, from inside another pod's namespace. Told by its cgroup, which a pod cannot forge (it could
+/// forge a mark). In its own pod it is a pod like any other: it reaches the control plane through services.
 #[inline(always)]
-pub fn from_proxy() -> bool {
+pub fn from_proxy(netns_cookie: u64) -> bool {
     let Some(config) = CONFIG.get(0) else { return false };
     // SAFETY: no argument, no precondition.
-    config.proxy_cgroup != 0 && unsafe { bpf_get_current_cgroup_id() } == config.proxy_cgroup
+    let cgroup = unsafe { bpf_get_current_cgroup_id() };
+    let away = |proxy: &ProxyPlace| (proxy.cgroup == cgroup) & (proxy.home != netns_cookie);
+    // No branches: each would double what the verifier has to walk through afterwards.
+    config.proxies.iter().fold(false, |found, proxy| found | away(proxy))
 }

@@ -3,6 +3,7 @@ use core::ptr::addr_of;
 
 use aya_ebpf::{
     EbpfContext as _,
+    bindings::__sk_buff,
     helpers::generated::{bpf_get_socket_cookie, bpf_skb_cgroup_id},
     macros::classifier,
     programs::TcContext,
@@ -25,13 +26,13 @@ const TCX_DROP: i32 = 2;
 
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
-    let way = Way::FromPod { by_proxy: by_proxy(&ctx) };
-    run(&ctx, way, hook::FROM_POD)
+    let skb = ctx.skb.skb;
+    run(&ctx, Way::FromPod { by_proxy: || by_proxy(skb) }, hook::FROM_POD)
 }
 
 #[classifier]
 pub fn to_pod(ctx: TcContext) -> i32 {
-    run(&ctx, Way::ToPod, hook::TO_POD)
+    run::<fn() -> bool>(&ctx, Way::ToPod, hook::TO_POD)
 }
 
 struct Frame<'a>(&'a TcContext);
@@ -43,17 +44,20 @@ impl Bytes for Frame<'_> {
     }
 }
 
-/// Whether the packet's socket is of the proxy's cgroup. The socket stays on the packet across the veth pair, up to the
-/// host's own IP layer, which comes after this hook.
-#[inline(always)]
-fn by_proxy(ctx: &TcContext) -> bool {
+/// Whether the packet's socket is of a proxy's cgroup. The socket stays on the packet across the veth pair, up to the
+/// host's own IP layer, which comes after this hook. A function of its own: the hook's frame has no room left.
+#[inline(never)]
+fn by_proxy(skb: *mut __sk_buff) -> bool {
     let Some(config) = CONFIG.get(0) else { return false };
     // SAFETY: the context of this hook, which the helper accepts.
-    config.proxy_cgroup != 0 && unsafe { bpf_skb_cgroup_id(ctx.skb.skb) } == config.proxy_cgroup
+    let cgroup = unsafe { bpf_skb_cgroup_id(skb) };
+    // One value and no branches: each would double what the verifier has to walk through afterwards. 0: no socket.
+    let found = config.proxies.iter().fold(false, |found, proxy| found | (proxy.cgroup == cgroup));
+    found & (cgroup != 0)
 }
 
 #[inline(always)]
-fn run(ctx: &TcContext, way: Way, at: u8) -> i32 {
+fn run<P: Fn() -> bool>(ctx: &TcContext, way: Way<P>, at: u8) -> i32 {
     // SAFETY: a field of the live context, read as the one word the verifier knows.
     let ifindex = unsafe { addr_of!((*ctx.skb.skb).ifindex).read_volatile() };
     // SAFETY: sparse hash elements are freed by RCU, after this program.

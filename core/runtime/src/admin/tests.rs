@@ -11,6 +11,13 @@ async fn started(readiness: Readiness) -> (tempfile::TempDir, std::path::PathBuf
     std::mem::forget(_trigger);
     Admin::new("test", readiness, Registry::new())
         .json("/status", || async { serde_json::json!({"node": "a"}) })
+        .get("/clusters", |query| async move {
+            if query == "format=json" {
+                Reply::Json(serde_json::json!({"a": 1}))
+            } else {
+                Reply::Text("a::1\n".to_owned())
+            }
+        })
         .post("/level", |query| async move {
             if query == "level=debug" { Ok("set\n".to_owned()) } else { Err(format!("unknown {query}")) }
         })
@@ -31,6 +38,13 @@ async fn json_and_readiness() {
     assert!(error.to_string().contains("waiting for: xds"), "{error}");
     drop(guard);
     assert_eq!(client::get_text(&socket, "/healthz/ready").await.unwrap(), "ready\n");
+}
+
+#[tokio::test]
+async fn a_path_with_a_query() {
+    let (_folder, socket, _) = started(Readiness::new()).await;
+    assert_eq!(client::get_text(&socket, "/clusters").await.unwrap(), "a::1\n");
+    assert_eq!(client::get_json(&socket, "/clusters?format=json").await.unwrap()["a"], 1);
 }
 
 #[tokio::test]

@@ -127,7 +127,10 @@ async fn answer(request: Request<Incoming>, connection: Arc<Connection>) -> Resu
     }
     let status = StatusCode::from_u16(wish.status).unwrap_or(StatusCode::OK);
     if parts.headers.get("content-type").is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
-        return Ok(grpc(me, &wish, received));
+        // What the kubelet's gRPC probes ask (grpc.health.v1): SERVING, as a message of one field in one frame.
+        let serving = Bytes::from_static(&[0, 0, 0, 0, 2, 8, 1]);
+        let health = parts.uri.path() == "/grpc.health.v1.Health/Check";
+        return Ok(grpc(me, &wish, if health { serving } else { received }));
     }
     if let Some(bytes) = wish.body {
         return Ok(identified(me, status, full(vec![b'x'; bytes].into())));

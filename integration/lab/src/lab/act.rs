@@ -1,6 +1,5 @@
 //! What scenes do to a mesh.
 use std::fs;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -67,11 +66,9 @@ impl Lab {
         let (netns, cgroup) = self.pod_place(pod)?;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let log = self.root().join(format!("client-{number}.log"));
-        let errors = File::create(&log).doing(log.display())?;
         let mut command = process::command(&self.program("strata-echo"), &netns, &cgroup)?;
-        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors);
-        let child = command.spawn().doing("strata-echo")?;
-        Ok(Running { child: Some(child), command: format!("{pod}: strata-echo {}", args.join(" ")), log })
+        command.args(args);
+        Running::start(command, format!("{pod}: strata-echo {}", args.join(" ")), log)
     }
 
     /// A token of the issuer: the arguments of `strata-echo token` without `--keys`.

@@ -1,15 +1,18 @@
 //! What really goes over the wire between the nodes.
 use std::fs::File;
-use std::path::PathBuf;
-use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::Lab;
 use crate::error::Doing;
-use crate::{LabError, Result, network, process};
+use crate::{LabError, Result, network, process, sys};
+
+/// For tcpdump to listen.
+const LISTENING: Duration = Duration::from_secs(5);
 
 /// tcpdump at work.
 #[derive(Debug)]
@@ -33,19 +36,33 @@ impl Lab {
     /// If tcpdump cannot be started.
     pub fn capture(&self, netns: &str, device: &str) -> Result<Capture> {
         let (file, log) = (self.root().join("capture.pcap"), self.root().join("tcpdump.log"));
-        let errors = File::create(&log).doing(log.display())?;
         let cgroup = self.inner.paths.cgroup.join("tools");
-        let mut command = process::command("tcpdump".as_ref(), &self.inner.paths.netns(netns), &cgroup)?;
-        command.args(["-i", device, "--immediate-mode", "-U", "-s", "0", "-n", "-Z", "root", "-w"]).arg(&file);
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors).spawn().doing("tcpdump")?;
-        let capture = Capture { child: Some(child), file };
-        let listening = || std::fs::read_to_string(&log).is_ok_and(|text| text.contains("listening on"));
-        self.wait_until("tcpdump to listen", Duration::from_secs(5), listening)?;
-        Ok(capture)
+        let command = process::command("tcpdump".as_ref(), &self.inner.paths.netns(netns), &cgroup)?;
+        Capture::start(command, device, file, &log)
     }
 }
 
 impl Capture {
+    /// Captures a device into `file` with `tcpdump`, the program run where its packets are seen. Returns once it listens.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start(mut tcpdump: Command, device: &str, file: PathBuf, log: &Path) -> Result<Capture> {
+        let errors = File::create(log).doing(log.display())?;
+        tcpdump.args(["-i", device, "--immediate-mode", "-U", "-s", "0", "-n", "-Z", "root", "-w"]).arg(&file);
+        let child = tcpdump.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors).spawn().doing("tcpdump")?;
+        let capture = Capture { child: Some(child), file };
+        let until = Instant::now() + LISTENING;
+        while !std::fs::read_to_string(log).is_ok_and(|text| text.contains("listening on")) {
+            if Instant::now() > until {
+                let (what, detail) = (format!("tcpdump on {device}"), format!(": {}", sys::tail(log, 3)));
+                return Err(LabError::Timeout { what, seconds: LISTENING.as_secs(), detail });
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(capture)
+    }
+
     /// Ends the capture; the file, in pcap format. The next capture replaces it.
     ///
     /// # Errors

@@ -76,7 +76,7 @@ fn verdicts(stage: &mut Stage<'_>) -> Result<()> {
     stage.type_this("strata observe --layer network --refused --pod shop/frontend-1");
     let mut found = String::new();
     let waited = stage.wait("the flow event", |stage| {
-        let flows = stage.lab.events("agent-node-a")?;
+        let flows = stage.ground.events("agent-node-a")?;
         let refused = flows.iter().rev().find(|flow| {
             flow["src"]["pod"] == "frontend-1"
                 && flow["dst"]["namespace"] == "shop"
@@ -133,7 +133,8 @@ fn opening(stage: &mut Stage<'_>, piece: &str, what: &str) -> Result<()> {
 
 fn opened(stage: &mut Stage<'_>, call: &Call, saved: SystemTime, what: &str) {
     let first = call.samples.iter().filter(|sample| sample.1 == 200).map(|sample| sample.0).reduce(f64::min);
-    let early = call.samples.iter().filter(|sample| sample.1 == 200 && sample.0 < millis(saved) - 50.0).count();
+    let lead = stage.ground.lead().as_secs_f64() * 1e3;
+    let early = call.samples.iter().filter(|sample| sample.1 == 200 && sample.0 < millis(saved) - lead).count();
     let (ok, detail) = match first {
         Some(first) => {
             let after = first - millis(saved);

@@ -154,7 +154,7 @@ fn identity(stage: &mut Stage<'_>) -> Result<()> {
     let wanted = "spiffe://cluster.local/ns/shop/sa/checkout";
     let mut found = String::new();
     let waited = stage.wait("the connection event", |stage| {
-        let events = stage.lab.events("proxy-node-b")?;
+        let events = stage.ground.events("proxy-node-b")?;
         let event = events.iter().rev().find(|event| {
             event["direction"] == "inbound"
                 && event["source"]["identity"] == wanted

@@ -75,7 +75,7 @@ fn gateway_api(stage: &mut Stage<'_>) -> Result<()> {
     // Without any route v2 gets a third, near enough to be taken for the route's quarter: look where it was sent.
     stage.wait("the HTTPRoute", |stage| {
         ask(stage, 4)?;
-        let events = stage.lab.events("shop/waypoint-1")?;
+        let events = stage.ground.events("shop/waypoint-1")?;
         let cluster = events.last().and_then(|event| event["cluster"].as_str().map(str::to_owned));
         Ok(cluster.is_some_and(|cluster| cluster.contains("payments-v1.") || cluster.contains("payments-v2.")))
     })?;

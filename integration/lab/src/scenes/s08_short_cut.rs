@@ -107,7 +107,7 @@ fn speed(stage: &Stage<'_>, target: &str) -> Result<Speed> {
 
 /// Connects sent straight and connects steered to the proxy, of all pods of the node.
 fn counters(stage: &Stage<'_>) -> Result<(u64, u64)> {
-    let status = stage.lab.admin("agent-node-a", "/status")?;
+    let status = stage.ground.admin("agent-node-a", "/status")?;
     let at = |key: &str| status["statistics"][key].as_u64().unwrap_or(0);
     Ok((at("connect_direct"), at("connect_steered")))
 }
@@ -115,7 +115,7 @@ fn counters(stage: &Stage<'_>) -> Result<(u64, u64)> {
 /// Whether checkout has a short-cut there, as the kernel's map says.
 fn granted(stage: &Stage<'_>, target: &str) -> Result<bool> {
     let source = stage.ip("checkout-1", false)?.to_string();
-    let dump = stage.lab.admin("agent-node-a", "/config_dump")?;
+    let dump = stage.ground.admin("agent-node-a", "/config_dump")?;
     let mut grants = dump["grants"].as_array().into_iter().flatten();
     Ok(grants.any(|grant| {
         let to = format!("{}:{}", grant["dst"].as_str().unwrap_or_default(), grant["port"]);

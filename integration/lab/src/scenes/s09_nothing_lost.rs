@@ -60,8 +60,8 @@ fn killed(stage: &mut Stage<'_>, process: &str) -> Result<()> {
     stage.type_this(format!("kill -9 the {process}"));
     let running = traffic(stage, 6)?;
     std::thread::sleep(Duration::from_secs(1));
-    let old = stage.lab.pid(process);
-    stage.lab.kill9(process)?;
+    let old = stage.lab()?.pid(process);
+    stage.lab()?.kill9(process)?;
     std::thread::sleep(Duration::from_millis(300));
     // While it is dead.
     let frontend = stage.connect("frontend-1", &format!("{PAYMENTS}:80"))?;
@@ -71,9 +71,9 @@ fn killed(stage: &mut Stage<'_>, process: &str) -> Result<()> {
     let ok = frontend.error.as_deref() == Some("EPERM") && payments.error.as_deref() == Some("EPERM");
     stage.check_measured(&format!("{process} dead: policy is still enforced"), ok, errors);
     std::thread::sleep(Duration::from_millis(700));
-    stage.lab.release(process)?;
-    let took = stage.lab.wait_ready(process, BACK)?;
-    let new = stage.lab.pid(process);
+    stage.lab()?.release(process)?;
+    let took = stage.lab()?.wait_ready(process, BACK)?;
+    let new = stage.lab()?.pid(process);
     stage.check_measured(
         &format!("{process} comes back"),
         new.is_some() && new != old,
@@ -115,7 +115,7 @@ fn upgraded(stage: &mut Stage<'_>) -> Result<()> {
     stage.type_this("start a new strata-proxy for node-a, then SIGTERM the old one");
     let running = traffic(stage, 8)?;
     std::thread::sleep(Duration::from_secs(1));
-    let upgraded = stage.lab.upgrade("proxy-node-a", BACK);
+    let upgraded = stage.lab()?.upgrade("proxy-node-a", BACK);
     let detail =
         upgraded.as_ref().err().map_or_else(|| "old one drained, new one serves".to_owned(), ToString::to_string);
     stage.check_measured("the node proxy is replaced", upgraded.is_ok(), format!("proxy-node-a: {detail}"));
@@ -141,14 +141,14 @@ fn closed(stage: &mut Stage<'_>) -> Result<()> {
     // The grant would keep pairs of this node talking, rightly: the kernel attests and judges them. Across nodes
     // there is only the proxy.
     let remote = stage.ip("payments-v1-b", false)?;
-    stage.lab.kill9("proxy-node-a")?;
+    stage.lab()?.kill9("proxy-node-a")?;
     let outcome = stage.captured(|stage| {
         let call =
             stage.call("checkout-1", &format!("http://{remote}:8080/ --count 5 --new-connection --timeout 500ms"))?;
         let bank = stage.connect("checkout-1", &format!("{BANK}:8080 --timeout 1s"))?;
         Ok((call, bank))
     });
-    stage.lab.release("proxy-node-a")?;
+    stage.lab()?.release("proxy-node-a")?;
     let ((call, bank), segments) = outcome?;
     let plain = segments.iter().filter(|s| s.dst.0 == remote && s.dst.1 != 15008).count();
     let ok = call.ok == 0 && !bank.ok && plain == 0;
@@ -158,7 +158,7 @@ fn closed(stage: &mut Stage<'_>) -> Result<()> {
         shown(&bank.error)
     );
     stage.check_measured("with the proxy dead meshed traffic fails closed", ok, detail);
-    stage.lab.wait_ready("proxy-node-a", BACK)?;
+    stage.lab()?.wait_ready("proxy-node-a", BACK)?;
     let back = stage.time_until("traffic to flow again", |stage| {
         Ok(stage.call("checkout-1", &format!("http://{remote}:8080/ --timeout 1s"))?.ok == 1)
     });

@@ -33,8 +33,8 @@ fn play(stage: &mut Stage<'_>) -> Result<()> {
 
 /// Runs the CLI as a user would, on this mesh.
 fn strata(stage: &Stage<'_>, arguments: &[&str]) -> Result<String> {
-    let root = stage.lab.root().display().to_string();
-    let program = stage.lab.program("strata");
+    let root = stage.lab()?.root().display().to_string();
+    let program = stage.lab()?.program("strata");
     let output = std::process::Command::new(&program).args(["--run-dir", &root]).args(arguments).output();
     let output = output.map_err(|error| LabError::Other(format!("{}: {error}", program.display())))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -4,10 +4,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::de::DeserializeOwned;
 
-use super::{Check, Report, Scene, capture};
+use super::{Record, Report, Scene, capture};
 use crate::client::{Call, Connect, Running};
 use crate::error::Doing;
-use crate::{Description, Lab, LabError, Result, sys};
+use crate::{Ground, Lab, LabError, Result};
 
 /// How long anything may take to come into force before the scene gives up. Not what is promised: what is promised
 /// is measured.
@@ -21,8 +21,6 @@ pub(super) const PAYMENTS_V6: &str = "fd00:96::120";
 pub(super) const EMPTY: &str = "10.96.1.99";
 /// The bank's gateway, outside the cluster.
 pub(super) const BANK: &str = "203.0.113.10";
-/// Where a user of `strata up` puts what overlays the folder it was started with.
-const EDITS: &str = "/run/strata-lab/up/edits/";
 /// Pods that are enrolled when the namespace is; the waypoint opts out.
 const SHOP_PODS: [&str; 5] = ["frontend-1", "checkout-1", "payments-v1-a", "payments-v1-b", "payments-v2-b"];
 
@@ -62,28 +60,34 @@ const PIECES: [(&str, &str); 24] = [
 
 /// A scene being played.
 pub(super) struct Stage<'l> {
-    pub(super) lab: &'l Lab,
-    report: Report,
+    pub(super) ground: &'l dyn Ground,
+    record: Record,
     placed: Vec<String>,
 }
 
+impl std::ops::Deref for Stage<'_> {
+    type Target = Record;
+
+    fn deref(&self) -> &Record {
+        &self.record
+    }
+}
+
+impl std::ops::DerefMut for Stage<'_> {
+    fn deref_mut(&mut self) -> &mut Record {
+        &mut self.record
+    }
+}
+
 impl<'l> Stage<'l> {
-    pub(super) fn new(lab: &'l Lab, scene: &Scene) -> Stage<'l> {
-        let report = Report {
-            number: scene.number,
-            title: scene.title.to_owned(),
-            type_this: Vec::new(),
-            expect: scene.expect.to_owned(),
-            measured: Vec::new(),
-            checks: Vec::new(),
-        };
-        Stage { lab, report, placed: Vec::new() }
+    pub(super) fn new(ground: &'l dyn Ground, scene: &Scene) -> Stage<'l> {
+        Stage { ground, record: Record::new(scene.number, scene.title, scene.expect), placed: Vec::new() }
     }
 
     /// Clears what another scene or a user left in place.
     pub(super) fn start(&mut self) -> Result<()> {
         for (name, _) in PIECES {
-            self.lab.remove_edit(&file_name(name))?;
+            self.ground.remove_edit(&file_name(name))?;
         }
         self.wait("payments to be reached on every endpoint", |stage| {
             let call =
@@ -95,38 +99,11 @@ impl<'l> Stage<'l> {
     /// Takes away what was put in place.
     pub(super) fn end(mut self) -> Report {
         for name in std::mem::take(&mut self.placed) {
-            if let Err(error) = self.lab.remove_edit(&file_name(&name)) {
+            if let Err(error) = self.ground.remove_edit(&file_name(&name)) {
                 self.check("what the scene put in place could be taken away", false, error.to_string());
             }
         }
-        self.report
-    }
-
-    // ---- the report ----
-
-    pub(super) fn type_this(&mut self, text: impl Into<String>) {
-        self.report.type_this.push(text.into());
-    }
-
-    pub(super) fn measured(&mut self, text: impl Into<String>) {
-        self.report.measured.push(text.into());
-    }
-
-    pub(super) fn check(&mut self, what: &str, ok: bool, detail: impl Into<String>) {
-        self.report.checks.push(Check { what: what.to_owned(), ok, detail: detail.into() });
-    }
-
-    /// A check whose numbers are also a measurement.
-    pub(super) fn check_measured(&mut self, what: &str, ok: bool, detail: impl Into<String>) {
-        let detail = detail.into();
-        self.measured(detail.clone());
-        self.check(what, ok, detail);
-    }
-
-    /// A count against its binomial bounds.
-    pub(super) fn check_share(&mut self, what: &str, count: u64, total: u64, share: f64) {
-        let (ok, text) = super::statistics::judge(what, count, total, share);
-        self.check_measured(what, ok, text);
+        self.record.report()
     }
 
     // ---- YAML ----
@@ -135,13 +112,14 @@ impl<'l> Stage<'l> {
     pub(super) fn place(&mut self, name: &str) -> Result<SystemTime> {
         let text = PIECES.iter().find(|(known, _)| *known == name).map(|(_, text)| *text);
         let text = text.ok_or_else(|| LabError::other(format!("no piece {name:?}")))?;
-        self.type_this(format!("cp manifests/samples/scenes/{name}.yaml {EDITS}"));
+        let typed = self.ground.typed(&format!("{name}.yaml"));
+        self.type_this(typed);
         self.write(name, text)
     }
 
     /// Puts YAML of the scene's own in place, under a piece's name.
     pub(super) fn write(&mut self, name: &str, text: &str) -> Result<SystemTime> {
-        self.lab.edit(&file_name(name), text)?;
+        self.ground.edit(&file_name(name), text)?;
         if !self.placed.iter().any(|placed| placed == name) {
             self.placed.push(name.to_owned());
         }
@@ -151,7 +129,7 @@ impl<'l> Stage<'l> {
     /// Takes a piece away again. The time at which it was gone.
     pub(super) fn remove(&mut self, name: &str) -> Result<SystemTime> {
         self.placed.retain(|placed| placed != name);
-        self.lab.remove_edit(&file_name(name))?;
+        self.ground.remove_edit(&file_name(name))?;
         Ok(SystemTime::now())
     }
 
@@ -178,8 +156,8 @@ impl<'l> Stage<'l> {
             Ok(SHOP_PODS.iter().all(|pod| enrolled.iter().any(|name| name == pod)))
         })?;
         self.wait("the proxies to have every certificate", |stage| {
-            for node in stage.description().nodes {
-                let status = stage.lab.admin(&format!("proxy-{}", node.name), "/status")?;
+            for node in stage.ground.nodes() {
+                let status = stage.ground.admin(&format!("proxy-{node}"), "/status")?;
                 let mut certificates = status["certificates"].as_array().into_iter().flatten();
                 if !certificates.all(|certificate| certificate["state"] == "Available") {
                     return Ok(false);
@@ -194,17 +172,13 @@ impl<'l> Stage<'l> {
         self.meshed()?;
         self.place("subsets")?;
         self.place("waypoint")?;
-        self.wait("the waypoint to be configured", |stage| {
-            let status = stage.lab.admin("control", "/status")?;
-            let mut clients = status["clients"].as_array().into_iter().flatten();
-            Ok(clients.any(|client| client["node"].as_str().is_some_and(|node| node.starts_with("waypoint~"))))
-        })?;
+        self.wait("the waypoint to be configured", |stage| stage.ground.waypoint_connected())?;
         self.wait("requests to payments to go through the waypoint", |stage| {
             let path = format!("/governed-{:.0}", millis(SystemTime::now()));
             let call = stage.call("checkout-1", &format!("http://{PAYMENTS}{path} --timeout 2s"))?;
             // The waypoint tells of a request when it has ended.
             std::thread::sleep(LOOK);
-            let events = stage.lab.events("shop/waypoint-1")?;
+            let events = stage.ground.events("shop/waypoint-1")?;
             Ok(call.ok == 1 && events.iter().any(|event| event["path"] == path.as_str()))
         })
     }
@@ -212,8 +186,8 @@ impl<'l> Stage<'l> {
     /// Names of the shop's pods that are enrolled.
     pub(super) fn enrolled(&self) -> Result<Vec<String>> {
         let mut names = Vec::new();
-        for node in self.description().nodes {
-            let status = self.lab.admin(&format!("agent-{}", node.name), "/status")?;
+        for node in self.ground.nodes() {
+            let status = self.ground.admin(&format!("agent-{node}"), "/status")?;
             let pods = status["pods"].as_array().cloned().unwrap_or_default();
             let pods = pods.iter().filter(|pod| pod["mesh"]["enrolled"] == true);
             names.extend(pods.filter_map(|pod| pod["name"].as_str().map(str::to_owned)));
@@ -235,26 +209,28 @@ impl<'l> Stage<'l> {
 
     /// Any command of strata-echo that prints JSON.
     pub(super) fn client<T: DeserializeOwned>(&self, pod: &str, command: &str, arguments: &str) -> Result<T> {
-        self.lab.client(&full(pod), &borrowed(&words(command, arguments)))
+        let printed = self.ground.client(&full(pod), &borrowed(&words(command, arguments)))?;
+        serde_json::from_value(printed).map_err(|error| LabError::other(format!("strata-echo {command}: {error}")))
     }
 
     /// A command of strata-echo that goes on in the background.
     pub(super) fn spawn(&self, pod: &str, command: &str, arguments: &str) -> Result<Running> {
-        self.lab.spawn(&full(pod), &borrowed(&words(command, arguments)))
+        self.ground.spawn(&full(pod), &borrowed(&words(command, arguments)))
     }
 
     /// A pod's address.
     pub(super) fn ip(&self, pod: &str, v6: bool) -> Result<IpAddr> {
         let (namespace, name) = split(&full(pod));
-        let ips = self.lab.pod_ips(&namespace, &name)?;
+        let ips = self.ground.pod_ips(&namespace, &name)?;
         let found = ips.into_iter().find(|ip| ip.is_ipv6() == v6);
         found.ok_or_else(|| LabError::other(format!("{pod} has no such address")))
     }
 
     // ---- looking ----
 
-    pub(super) fn description(&self) -> Description {
-        self.lab.description().clone()
+    /// The lab, in scenes about its processes.
+    pub(super) fn lab(&self) -> Result<&'l Lab> {
+        self.ground.lab().ok_or_else(|| LabError::other("this scene is about the lab's own processes"))
     }
 
     /// Waits for something to become true.
@@ -280,12 +256,7 @@ impl<'l> Stage<'l> {
 
     /// Runs a program in a node's network namespace.
     pub(super) fn on_node(&self, node: &str, command: &[&str]) -> Result<String> {
-        let description = self.description();
-        let node = description.nodes.iter().find(|known| known.name == node);
-        let node = node.ok_or_else(|| LabError::other("no such node"))?;
-        let netns = format!("--net={}", node.netns.display());
-        let arguments = [&[netns.as_str()], command].concat();
-        sys::run("nsenter", &arguments)
+        self.ground.on_node(node, command)
     }
 
     /// Captures the link between the nodes while `work` is done.
@@ -293,7 +264,7 @@ impl<'l> Stage<'l> {
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<T>,
     ) -> Result<(T, Vec<capture::Segment>)> {
-        let recording = self.lab.capture_link()?;
+        let recording = self.ground.capture_link()?;
         let done = work(self)?;
         let file = recording.stop()?;
         let bytes = std::fs::read(&file).doing(file.display())?;

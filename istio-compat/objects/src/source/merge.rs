@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::files::Files;
-use crate::fault::{Fault, Location, Severity};
+use crate::fault::{Fault, Location};
 use crate::kind::Kind;
 use crate::object::{Object, ObjectKey, ObjectSet};
 use crate::read::{self, Document};
@@ -120,17 +120,7 @@ fn renew(key: &ObjectKey, documents: Vec<Arc<Document>>, old: Option<Entry>) -> 
     }
     let (object, mistakes) = read::type_value(key.kind, &value);
     let mut faults: Vec<Fault> = mistakes.into_iter().map(|mistake| read::place(mistake, key, &documents)).collect();
-    let good = match object {
-        Some(object) => location.map(|location| (object, location)),
-        None => {
-            let kept = if last_good.is_some() { "the last good version stays in force" } else { "it is not in force" };
-            for fault in faults.iter_mut().filter(|fault| fault.severity == Severity::Error) {
-                fault.reason.push_str("; ");
-                fault.reason.push_str(kept);
-            }
-            last_good
-        }
-    };
+    let good = super::in_force(object.zip(location), last_good, &mut faults);
     Entry { documents, value, good, faults }
 }
 

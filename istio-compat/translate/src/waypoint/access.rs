@@ -2,7 +2,7 @@
 //! ALLOW.
 //!
 //! A policy that cannot be expressed denies its target: a looser reading of it would be a hole.
-mod conditions;
+pub(crate) mod conditions;
 
 use std::collections::BTreeMap;
 

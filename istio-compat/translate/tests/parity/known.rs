@@ -2,8 +2,16 @@
 
 /// Case (`*`: all), a part of the difference's line, reason.
 pub(crate) const DIFFERENCES: &[(&str, &str, &str)] = &[
-    ("*", "outbound|8000||authz.outside", "istiod sends clusters of every extension provider, we those that are used"),
-    ("*", "outbound|9000||authz.outside", "istiod sends clusters of every extension provider, we those that are used"),
+    (
+        "*",
+        "outbound|8000||authz.outside.svc.cluster.local: only istiod's",
+        "istiod sends clusters of every extension provider, we those that are used",
+    ),
+    (
+        "*",
+        "outbound|9000||authz.outside.svc.cluster.local: only istiod's",
+        "istiod sends clusters of every extension provider, we those that are used",
+    ),
     (
         "07",
         "transport_socket.typed_config.transport_socket",
@@ -14,6 +22,8 @@ pub(crate) const DIFFERENCES: &[(&str, &str, &str)] = &[
         "outbound|9901||payments.bank",
         "istiod sends every port of a service some route leads to, we the ones used",
     ),
+    ("10", ".transport_socket_matches[", "no tlsMode-istio: there are no sidecars to speak it with"),
+    ("10", "authz.outside.svc.cluster.local.filters:", "metadata exchange is telemetry of sidecars"),
     ("14", ".transport_socket_matches[", "no tlsMode-istio: there are no sidecars to speak it with"),
     ("14", "payments.bank.svc.cluster.local.filters:", "metadata exchange is telemetry of sidecars"),
     (

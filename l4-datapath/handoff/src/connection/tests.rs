@@ -1,6 +1,6 @@
 use std::io::{Read, Write};
 use std::net::IpAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 
 use super::*;
@@ -67,4 +67,51 @@ async fn the_end_is_told_apart_from_errors() {
     let (agent, proxy) = pair(&folder).await;
     drop(agent);
     assert!(matches!(proxy.send(&ProxyMessage::Grant(grant), &[]).await, Err(HandoffError::Closed)));
+}
+
+/// What the agent relies on to know where a proxy lives; needs root.
+#[tokio::test]
+async fn the_kernel_tells_the_proxys_process_and_namespace() {
+    let cookie = |fd: std::os::fd::BorrowedFd<'_>| {
+        let (mut cookie, mut length) = (0u64, size_of::<u64>() as nix::libc::socklen_t);
+        // SAFETY: both live through the call and have the sizes said.
+        let result = unsafe {
+            nix::libc::getsockopt(
+                fd.as_raw_fd(),
+                nix::libc::SOL_SOCKET,
+                nix::libc::SO_NETNS_COOKIE,
+                std::ptr::from_mut(&mut cookie).cast(),
+                &mut length,
+            )
+        };
+        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+        cookie
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("handoff.sock");
+    let listener = Listener::bind(&path).unwrap();
+    let (there, connected) = std::thread::spawn(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a namespace of its own (root)");
+        let probe = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        (cookie(probe.as_fd()), UnixSeqpacket::connect(&path))
+    })
+    .join()
+    .unwrap();
+    let accepted = listener.accept().await.unwrap();
+    assert_eq!(accepted.peer_pid().unwrap(), Some(std::process::id()));
+    assert_eq!(cookie(accepted.socket()), there, "the accepted socket is of the proxy's namespace");
+    let own = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    assert_ne!(cookie(own.as_fd()), there);
+    drop(connected);
+}
+
+struct UnixSeqpacket;
+
+impl UnixSeqpacket {
+    /// A plain socket: the connecting thread has no runtime.
+    fn connect(path: &Path) -> OwnedFd {
+        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::empty(), None).unwrap();
+        connect(fd.as_raw_fd(), &UnixAddr::new(path).unwrap()).unwrap();
+        fd
+    }
 }

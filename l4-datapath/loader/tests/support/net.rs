@@ -8,7 +8,7 @@ use std::{
 
 use l4_loader::{Datapath, PodAttach, PodLookup};
 use nix::sched::{CloneFlags, setns};
-use strata_abi::{Addr, Identity, NodeConfig, PodRecord, Prefix, identity_flag, pod_flag};
+use strata_abi::{Addr, Identity, MAX_PROXIES, NodeConfig, PodRecord, Prefix, ProxyPlace, identity_flag, pod_flag};
 
 use super::{Node, helper::Helper};
 
@@ -94,12 +94,11 @@ impl World {
         ip(&format!("-n {prefix}-h addr add {NODE_V4}/32 dev lo"));
         let datapath = node.load();
         let proxy_cgroup = l4_loader::cgroup_id(&node.proxy_cgroup).expect("cgroup id");
-        let config = NodeConfig {
-            proxy_cgroup,
-            grant_generation: 1,
-            node_v4: IpAddr::from(NODE_V4).into(),
-            ..NodeConfig::default()
-        };
+        // The lab's proxies live on the node, whose namespace is no pod's.
+        let mut proxies = [ProxyPlace::default(); MAX_PROXIES];
+        proxies[0].cgroup = proxy_cgroup;
+        let config =
+            NodeConfig { proxies, grant_generation: 1, node_v4: IpAddr::from(NODE_V4).into(), ..NodeConfig::default() };
         datapath.maps().config.set(&config).expect("set CONFIG");
         let mut world = World { datapath, pods: Vec::new(), prefix, node_netns, node };
         for number in 0..pods {

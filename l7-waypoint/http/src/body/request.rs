@@ -9,14 +9,13 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::sync::Notify;
 
-use super::BoxError;
+use super::{BoxError, Inbound};
 
 /// The body the client sends, read once, given out once per attempt.
 pub(crate) struct Upload {
-    source: RefCell<Incoming>,
+    source: RefCell<Inbound>,
     kept: RefCell<Vec<Bytes>>,
     trailers: RefCell<Option<HeaderMap>>,
     kept_bytes: Cell<usize>,
@@ -32,7 +31,7 @@ pub(crate) struct Upload {
 
 impl Upload {
     /// `limit`: bytes kept for retries; 0 keeps none.
-    pub(crate) fn new(source: Incoming, limit: usize) -> Rc<Self> {
+    pub(crate) fn new(source: Inbound, limit: usize) -> Rc<Self> {
         Rc::new(Self {
             source: RefCell::new(source),
             kept: RefCell::default(),

@@ -15,16 +15,20 @@ use xds_proto::type_url::{CLUSTER, ENDPOINT, LISTENER};
 
 use crate::support::*;
 
-const SHOP: &str = "waypoint-shop-waypoint";
+pub(crate) const SHOP: &str = "waypoint-shop-waypoint";
 
 fn recorded() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../integration/testdata/istiod/recorded")
 }
 
 fn mesh(case: &str) -> Mesh {
+    mesh_of(case, SHOP)
+}
+
+pub(crate) fn mesh_of(case: &str, waypoint: &str) -> Mesh {
     let mut resources = Resources::default();
     for (file, type_url) in [("clusters", CLUSTER), ("endpoints", ENDPOINT), ("listeners", LISTENER)] {
-        let path = |case: &str| recorded().join(case).join(SHOP).join(format!("{file}.binpb"));
+        let path = |case: &str| recorded().join(case).join(waypoint).join(format!("{file}.binpb"));
         let bytes = std::fs::read(path(case)).or_else(|_| std::fs::read(path("00-base"))).expect(file);
         for resource in DeltaDiscoveryResponse::decode(bytes.as_slice()).unwrap().resources {
             resources.insert(type_url, &resource.name, &resource.resource.unwrap().value).unwrap();
@@ -34,13 +38,13 @@ fn mesh(case: &str) -> Mesh {
 }
 
 /// From the frontend to the reviews service.
-fn reviews() -> ConnInfo {
+pub(crate) fn reviews() -> ConnInfo {
     let mut info = ConnInfo::plain("10.8.0.10:40000".parse().unwrap(), "10.96.1.13:80".parse().unwrap());
     info.peer_principal = Some(Arc::from("spiffe://cluster.local/ns/shop/sa/frontend"));
     info
 }
 
-fn to(authority: &str, path: &str) -> Request<Body> {
+pub(crate) fn to(authority: &str, path: &str) -> Request<Body> {
     Request::get(path).header("host", authority).body(full("")).unwrap()
 }
 

@@ -54,6 +54,8 @@ pub(crate) struct Upstreams {
     pub(crate) down: RefCell<Vec<String>>,
     /// Instead of HTTP.
     pub(crate) raw: RefCell<Option<RawHandler>>,
+    /// Servers of their own, by the end of their endpoints' addresses.
+    pub(crate) services: RefCell<Vec<(String, RawHandler)>>,
 }
 
 #[derive(Clone, Copy)]
@@ -81,7 +83,8 @@ impl Connector for Shim {
             }
             upstreams.connections.set(upstreams.connections.get() + 1);
             let (near, far) = tokio::io::duplex(64 * 1024);
-            let raw = upstreams.raw.borrow().clone();
+            let service = upstreams.services.borrow().iter().find(|(end, _)| name.ends_with(end)).cloned();
+            let raw = service.map(|(_, handler)| handler).or_else(|| upstreams.raw.borrow().clone());
             match raw {
                 Some(raw) => drop(tokio::task::spawn_local(raw(far))),
                 None => drop(tokio::task::spawn_local(serve(upstreams, name, far))),
@@ -164,6 +167,7 @@ impl Mesh {
             connections: Cell::new(0),
             down: RefCell::default(),
             raw: RefCell::default(),
+            services: RefCell::default(),
         });
         let mut config = EngineConfig::new(snapshot.clone(), shared, Rc::new(Shim(upstreams.clone())));
         config.seed = Some(1);

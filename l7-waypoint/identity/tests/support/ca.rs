@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, CertificateSigningRequestParams, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams, CertificateSigningRequestParams,
+    DnType, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
 };
 use tonic::{Request, Response, Status};
 use xds_proto::istio::ca::istio_certificate_service_server::{IstioCertificateService, IstioCertificateServiceServer};
@@ -16,9 +16,26 @@ use xds_proto::istio::ca::{IstioCertificateRequest, IstioCertificateResponse};
 
 pub const TOKEN: &str = "the-node-token";
 
-pub struct TestCa {
+struct Authority {
     issuer: Issuer<'static, KeyPair>,
     root: Certificate,
+}
+
+impl Authority {
+    fn new(name: &str) -> Authority {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages =
+            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+        let root = params.self_signed(&key).unwrap();
+        Authority { issuer: Issuer::new(params, key), root }
+    }
+}
+
+pub struct TestCa {
+    authority: Mutex<Authority>,
     pub ttl: Mutex<Duration>,
     pub issued: AtomicU64,
     pub refuse: AtomicBool,
@@ -31,19 +48,46 @@ pub struct Service(pub Arc<TestCa>);
 
 impl TestCa {
     pub fn new() -> Arc<TestCa> {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
-        let root = params.self_signed(&key).unwrap();
         Arc::new(TestCa {
-            issuer: Issuer::new(params, key),
-            root,
+            authority: Mutex::new(Authority::new("test CA")),
             ttl: Mutex::new(Duration::from_secs(3600)),
             issued: AtomicU64::new(0),
             refuse: AtomicBool::new(false),
             lie: Mutex::new(None),
         })
+    }
+
+    /// PEM of the root that signs now.
+    pub fn root(&self) -> String {
+        self.authority.lock().unwrap().root.pem()
+    }
+
+    /// Signs by a new root from now on.
+    pub fn rotate(&self) {
+        *self.authority.lock().unwrap() = Authority::new("test CA after rotation");
+    }
+
+    /// PEM list of revoked serial numbers (hexadecimal), signed by the present root.
+    pub fn revocations(&self, serials: &[&str]) -> String {
+        let now = std::time::SystemTime::now();
+        let bytes = |hex: &str| -> Vec<u8> {
+            (0..hex.len() / 2).map(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).unwrap()).collect()
+        };
+        let revoked = |hex: &&str| RevokedCertParams {
+            serial_number: SerialNumber::from(bytes(hex)),
+            revocation_time: now.into(),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: now.into(),
+            next_update: (now + Duration::from_secs(3600)).into(),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.authority.lock().unwrap().issuer).unwrap().pem().unwrap()
     }
 
     /// Serves on a loopback port of the current network namespace; returns the address.
@@ -79,9 +123,10 @@ impl TestCa {
         let now = std::time::SystemTime::now();
         csr.params.not_before = now.into();
         csr.params.not_after = (now + *self.ttl.lock().unwrap()).into();
-        let leaf = csr.signed_by(&self.issuer).map_err(bad)?;
+        let authority = self.authority.lock().unwrap();
+        let leaf = csr.signed_by(&authority.issuer).map_err(bad)?;
         self.issued.fetch_add(1, Ordering::Relaxed);
-        Ok(vec![leaf.pem(), self.root.pem()])
+        Ok(vec![leaf.pem(), authority.root.pem()])
     }
 }
 

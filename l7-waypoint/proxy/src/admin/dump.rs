@@ -1,8 +1,8 @@
 //! State as JSON, in the shapes istioctl reads (xds-contract 7.4).
 use serde_json::{Map, Value, json};
-use xds_model::wds::{Endpoint, GatewayAddress, GatewayDestination, Mesh, Service, Workload};
+use xds_model::wds::{Endpoint, GatewayAddress, GatewayDestination, IpFamilies, Mesh, Service, Workload};
 
-use crate::config::Flags;
+use crate::config::{Flags, ISTIO_VERSION};
 use crate::node::Shared;
 
 /// What `strata status` shows.
@@ -54,7 +54,7 @@ pub(crate) fn config(shared: &Shared, settings: Value) -> Value {
         "policies": policies,
         "stagedServices": staged,
         "staticConfig": {},
-        "version": { "version": env!("CARGO_PKG_VERSION"), "istioVersion": "1.31.0" },
+        "version": { "version": env!("CARGO_PKG_VERSION"), "istioVersion": ISTIO_VERSION },
         "config": settings,
         "certificates": shared.identities.status(),
         "workloadState": workload_state(shared),
@@ -69,7 +69,7 @@ pub(crate) fn settings(flags: &Flags) -> Value {
         "network": flags.network,
         "trustDomain": flags.trust_domain,
         "xdsAddress": flags.xds_address,
-        "caAddress": flags.ca().address,
+        "caAddress": flags.ca_address(),
         "numWorkerThreads": flags.concurrency,
         "selfTerminationDeadline": format!("{}s", flags.drain_seconds),
     })
@@ -84,32 +84,43 @@ fn workload(workload: &Workload) -> Value {
     out["networkMode"] = json!(if workload.host_network { "HostNetwork" } else { "Standard" });
     let services: Vec<_> = workload.services.keys().collect();
     out["services"] = json!(services);
+    out["applicationTunnel"] = json!(workload.application_tunnel.map(|tunnel| {
+        json!({ "protocol": if tunnel.proxy_protocol { "PROXY" } else { "NONE" }, "port": tunnel.port })
+    }));
     out
 }
 
 fn service(mesh: &Mesh, service: &Service) -> Value {
     let ports: Map<String, Value> =
         service.ports.iter().map(|port| (port.service_port.to_string(), json!(port.target_port))).collect();
-    let vips: Vec<_> = service
-        .addresses
-        .iter()
-        .map(|vip| {
-            let single = vip.prefix.prefix_len() == vip.prefix.max_prefix_len();
-            let address = if single { vip.prefix.addr().to_string() } else { vip.prefix.to_string() };
-            format!("{}/{address}", vip.network)
-        })
-        .collect();
+    let (single, ranges): (Vec<_>, Vec<_>) =
+        service.addresses.iter().partition(|vip| vip.prefix.prefix_len() == vip.prefix.max_prefix_len());
+    let vips: Vec<_> = single.iter().map(|vip| format!("{}/{}", vip.network, vip.prefix.addr())).collect();
+    let ranges: Vec<_> = ranges.iter().map(|vip| json!({ "cidr": vip.prefix, "network": vip.network })).collect();
+    let balancing = &service.load_balancing;
     json!({
         "name": service.name,
         "namespace": service.namespace,
         "hostname": service.hostname,
         "vips": vips,
+        "cidrVips": ranges,
         "ports": ports,
         "endpoints": endpoints(mesh.endpoints(&service.key)),
         "subjectAltNames": service.subject_alt_names,
         "waypoint": service.waypoint.as_ref().map(gateway),
-        "loadBalancer": service.load_balancing,
-        "ipFamilies": service.ip_families,
+        "loadBalancer": {
+            "mode": balancing.mode,
+            "routingPreferences": balancing.routing_preference,
+            "healthPolicy": if balancing.allow_unhealthy { "AllowAll" } else { "OnlyHealthy" },
+        },
+        "ipFamilies": match service.ip_families {
+            IpFamilies::Automatic => None,
+            IpFamilies::V4Only => Some("IPv4"),
+            IpFamilies::V6Only => Some("IPv6"),
+            IpFamilies::Dual => Some("Dual"),
+        },
+        "canonical": service.canonical,
+        "visibility": if service.private { "Namespace" } else { "Public" },
     })
 }
 
@@ -126,12 +137,10 @@ fn endpoints(list: &[Endpoint]) -> Map<String, Value> {
 }
 
 fn gateway(gateway: &GatewayAddress) -> Value {
+    // ztunnel's one string for both: NAMESPACE/HOSTNAME or NETWORK/IP.
     let destination = match &gateway.destination {
-        GatewayDestination::Service(key) => {
-            let (namespace, hostname) = key.split_once('/').unwrap_or_default();
-            json!({ "namespace": namespace, "hostname": hostname })
-        }
-        GatewayDestination::Address { network, ip } => json!(format!("{network}/{ip}")),
+        GatewayDestination::Service(key) => key.to_string(),
+        GatewayDestination::Address { network, ip } => format!("{network}/{ip}"),
     };
     json!({ "destination": destination, "hboneMtlsPort": gateway.hbone_mtls_port })
 }

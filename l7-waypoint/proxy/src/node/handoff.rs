@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use strata_handoff::{AgentMessage, HandoffError, PodInfo, ProxyEnd, ProxyMessage, VERSION, listener};
 use strata_runtime::ReadyGuard;
@@ -42,9 +42,13 @@ pub(crate) async fn run(
         match ProxyEnd::connect(&path) {
             Ok(connection) => {
                 tracing::info!(path = %path.display(), "connected to the agent");
+                let began = Instant::now();
                 let error = session.serve(&connection, &mut messages).await;
                 tracing::warn!(%error, "the agent's connection ended; listeners and connections go on");
-                pause = FIRST_BACKOFF;
+                // An agent that answers and hangs up does not want this proxy: its log says why.
+                if began.elapsed() > MAX_BACKOFF {
+                    pause = FIRST_BACKOFF;
+                }
             }
             Err(error) => tracing::debug!(path = %path.display(), %error, "agent not reachable"),
         }

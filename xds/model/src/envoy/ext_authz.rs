@@ -1,4 +1,5 @@
 //! External authorization as configured.
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -22,9 +23,23 @@ pub struct ExtAuthz {
     /// Request headers sent to the service; `None`: all (gRPC) or the built-in set (HTTP).
     pub allowed_headers: Option<Vec<StringMatcher>>,
     pub disallowed_headers: Vec<StringMatcher>,
+    /// The service's changes decide about the route as well.
     pub clear_route_cache: bool,
-    pub include_peer_certificate: bool,
-    pub include_tls_session: bool,
+    /// Headers go as a list of byte values rather than a map of texts (gRPC).
+    pub encode_raw_headers: bool,
+}
+
+/// What a route, virtual host or weighted cluster says about the `ext_authz` filter.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub enum ExtAuthzPerRoute {
+    /// The service is not asked.
+    Disabled,
+    Check {
+        /// Told to a gRPC service with every request.
+        context_extensions: BTreeMap<String, String>,
+        /// The body is not sent even where the filter says so.
+        no_body: bool,
+    },
 }
 
 /// Who is asked.
@@ -34,7 +49,7 @@ pub enum ExtAuthzService {
         cluster: String,
         authority: Option<String>,
         timeout: Duration,
-        initial_metadata: Vec<(String, String)>,
+        initial_metadata: Vec<HeaderAdd>,
     },
     Http {
         uri: String,

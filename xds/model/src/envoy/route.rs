@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::ext_authz::ExtAuthzPerRoute;
 use super::filter::{CorsPolicy, Fault};
 use super::matcher::{Fraction, HeaderMatcher, MetadataMatcher, PathMatcher, QueryMatcher};
 
@@ -310,11 +311,12 @@ pub enum AppendAction {
 pub struct RouteFilters {
     pub cors: Option<CorsPolicy>,
     pub fault: Option<Fault>,
+    pub ext_authz: Option<ExtAuthzPerRoute>,
 }
 
 impl RouteFilters {
     /// Whether no filter is configured here.
     pub fn is_empty(&self) -> bool {
-        self.cors.is_none() && self.fault.is_none()
+        self.cors.is_none() && self.fault.is_none() && self.ext_authz.is_none()
     }
 }

@@ -5,6 +5,7 @@ mod cluster;
 mod common;
 mod dispatch;
 mod endpoint;
+mod ext_authz;
 mod filter;
 mod hcm;
 mod headers;

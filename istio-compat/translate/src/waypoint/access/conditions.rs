@@ -30,7 +30,7 @@ pub(super) fn never() -> rbac::Policy {
 }
 
 /// Matches everything.
-pub(super) fn always() -> rbac::Policy {
+pub(crate) fn always() -> rbac::Policy {
     rbac::Policy {
         permissions: vec![rbac::Permission::all()],
         principals: vec![rbac::Principal::all()],

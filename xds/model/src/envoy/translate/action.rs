@@ -11,10 +11,10 @@ use xds_proto::envoy::google::protobuf as wkt;
 use super::common::{
     header, is_true, opt_duration, runtime_fraction, substitution, timeout, type_name, u32_of, unpack,
 };
-use super::filter;
 use super::headers::mutations;
 use super::report::{At, Refusable, Refusal, Report, refuse_rest};
 use super::route::{DEFAULT_TIMEOUT, rewrite_template};
+use super::{ext_authz, filter};
 use crate::envoy::matcher::Fraction;
 use crate::envoy::route::{
     Forward, HashKey, HashPolicy, HostRewrite, Mirror, PathRewrite, RetryOn, RetryPolicy, RouteFilters, Target,
@@ -303,6 +303,9 @@ pub(super) fn filters(configs: HashMap<String, wkt::Any>, report: &mut Report) -
             }
             "envoy.extensions.filters.http.fault.v3.HTTPFault" => {
                 out.fault = filter::fault(unpack(&any)?, report).at(&name)?;
+            }
+            "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute" => {
+                out.ext_authz = Some(ext_authz::per_route(unpack(&any)?).at(&name)?);
             }
             // Emitted for sidecars too; a waypoint's chain has no such filter, so it has no effect in Envoy either.
             "envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute" => {

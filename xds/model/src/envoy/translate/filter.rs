@@ -1,23 +1,18 @@
-//! Configurations of single HTTP filters: cors, fault, jwt_authn, ext_authz.
+//! Configurations of single HTTP filters: cors, fault, jwt_authn.
 use std::collections::HashMap;
 use std::mem::take;
 use std::time::Duration;
 
-use xds_proto::envoy::envoy::config::core::v3 as core;
 use xds_proto::envoy::envoy::extensions::filters::common::fault::v3 as common_fault;
 use xds_proto::envoy::envoy::extensions::filters::http::cors::v3 as cors;
-use xds_proto::envoy::envoy::extensions::filters::http::ext_authz::v3 as ext_authz;
 use xds_proto::envoy::envoy::extensions::filters::http::fault::v3 as fault_v3;
 use xds_proto::envoy::envoy::extensions::filters::http::jwt_authn::v3 as jwt;
 
 use super::common::{
-    fraction, header, http_uri, inline_text, is_true, metadata, opt_duration, runtime_fraction, string_list, strings,
-    u32_of,
+    fraction, header, http_uri, inline_text, is_true, opt_duration, runtime_fraction, strings, u32_of,
 };
-use super::headers::plain;
 use super::report::{At, Refusable, Refusal, Report, refuse_rest};
 use super::route::route_match;
-use crate::envoy::ext_authz::{ExtAuthz, ExtAuthzBody, ExtAuthzService};
 use crate::envoy::filter::{Abort, AbortWith, CorsPolicy, Delay, Fault};
 use crate::envoy::jwt::{ClaimToHeader, Jwks, JwtAuthn, JwtHeader, JwtProvider, JwtRequirement, JwtRule, JwtRuleMatch};
 use crate::envoy::matcher::Fraction;
@@ -252,87 +247,4 @@ fn requirement(message: jwt::JwtRequirement) -> Refusable<JwtRequirement> {
         }
         None => return Err(Refusal::new("requires_type", "missing")),
     })
-}
-
-/// The `ext_authz` filter.
-pub(super) fn ext_authz(mut message: ext_authz::ExtAuthz, report: &mut Report) -> Refusable<ExtAuthz> {
-    use ext_authz::ext_authz::Services;
-    let service = match message.services.take() {
-        Some(Services::GrpcService(service)) => grpc(service).at("grpc_service")?,
-        Some(Services::HttpService(service)) => http(service).at("http_service")?,
-        None => return Err(Refusal::new("services", "missing")),
-    };
-    // Only version 3 exists.
-    message.transport_api_version = 0;
-    take(&mut message.stat_prefix);
-    let status_on_error = message.status_on_error.take().map_or(Ok(403), |status| {
-        u16::try_from(status.code).map_err(|_| Refusal::new("status_on_error", "is no status"))
-    })?;
-    let out = ExtAuthz {
-        service,
-        failure_mode_allow: take(&mut message.failure_mode_allow),
-        failure_mode_allow_header: take(&mut message.failure_mode_allow_header_add),
-        status_on_error,
-        body: message.with_request_body.take().map(
-            |ext_authz::BufferSettings { max_request_bytes, allow_partial_message, pack_as_bytes }| ExtAuthzBody {
-                max_request_bytes,
-                allow_partial: allow_partial_message,
-                pack_as_bytes,
-            },
-        ),
-        enabled: message.filter_enabled_metadata.take().map(metadata).transpose().at("filter_enabled_metadata")?,
-        allowed_headers: string_list(message.allowed_headers.take())?,
-        disallowed_headers: string_list(message.disallowed_headers.take())?.unwrap_or_default(),
-        clear_route_cache: take(&mut message.clear_route_cache),
-        include_peer_certificate: take(&mut message.include_peer_certificate),
-        include_tls_session: take(&mut message.include_tls_session),
-    };
-    for namespace in take(&mut message.metadata_context_namespaces) {
-        report.ignored(format!("ext_authz.metadata_context_namespaces {namespace}"), "not sent to the service");
-    }
-    refuse_rest(&message)?;
-    Ok(out)
-}
-
-fn grpc(mut message: core::GrpcService) -> Refusable<ExtAuthzService> {
-    use core::grpc_service::TargetSpecifier;
-    let mut envoy = match message.target_specifier.take() {
-        Some(TargetSpecifier::EnvoyGrpc(envoy)) => envoy,
-        _ => return Err(Refusal::new("target_specifier", "only envoy_grpc is supported")),
-    };
-    let service = ExtAuthzService::Grpc {
-        cluster: take(&mut envoy.cluster_name),
-        authority: Some(take(&mut envoy.authority)).filter(|authority| !authority.is_empty()),
-        timeout: opt_duration("timeout", message.timeout.take())?.unwrap_or(Duration::from_millis(200)),
-        initial_metadata: take(&mut message.initial_metadata)
-            .into_iter()
-            .map(|header| (header.key.to_ascii_lowercase(), header.value))
-            .collect(),
-    };
-    refuse_rest(&envoy)?;
-    refuse_rest(&message)?;
-    Ok(service)
-}
-
-fn http(mut message: ext_authz::HttpService) -> Refusable<ExtAuthzService> {
-    let uri = message.server_uri.take().ok_or_else(|| Refusal::new("server_uri", "missing"))?;
-    let (uri, cluster, timeout) = http_uri(uri)?;
-    let mut request = message.authorization_request.take().unwrap_or_default();
-    let mut response = message.authorization_response.take().unwrap_or_default();
-    let list = |list| string_list(list).map(Option::unwrap_or_default);
-    let service = ExtAuthzService::Http {
-        uri,
-        cluster,
-        timeout,
-        path_prefix: take(&mut message.path_prefix),
-        headers_to_add: plain(take(&mut request.headers_to_add))?,
-        allowed_upstream_headers: list(response.allowed_upstream_headers.take())?,
-        allowed_upstream_headers_to_append: list(response.allowed_upstream_headers_to_append.take())?,
-        allowed_client_headers: list(response.allowed_client_headers.take())?,
-        allowed_client_headers_on_success: list(response.allowed_client_headers_on_success.take())?,
-    };
-    refuse_rest(&request)?;
-    refuse_rest(&response)?;
-    refuse_rest(&message)?;
-    Ok(service)
 }

@@ -11,7 +11,7 @@ use xds_proto::envoy::google::protobuf as wkt;
 use super::common::{TypedStruct, is_true, opt_duration, timeout, type_name, u32_of, unpack};
 use super::report::{At, Refusable, Refusal, Report, refuse_rest};
 use super::telemetry::{access_logs, stats, tracing};
-use super::{filter, headers, rbac, route};
+use super::{ext_authz, filter, headers, rbac, route};
 use crate::envoy::chain::{
     EscapedSlashes, ForwardClientCert, HttpChain, HttpOptions, PathOptions, ServerHeader, UnderscoreAction,
 };
@@ -214,7 +214,7 @@ fn filter_kind(any: &wkt::Any, report: &mut Report) -> Refusable<Option<HttpFilt
             HttpFilterKind::JwtAuthn(Box::new(filter::jwt_authn(unpack(any)?)?))
         }
         "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz" => {
-            HttpFilterKind::ExtAuthz(Box::new(filter::ext_authz(unpack(any)?, report)?))
+            HttpFilterKind::ExtAuthz(Box::new(ext_authz::filter(unpack(any)?, report)?))
         }
         "envoy.extensions.filters.http.cors.v3.Cors" => {
             let http::cors::v3::Cors {} = unpack(any)?;

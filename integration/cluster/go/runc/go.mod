@@ -1,0 +1,3 @@
+module strata.io/integration/cluster/runc
+
+go 1.26.0

@@ -1,0 +1,136 @@
+//! Everything is restarted once, under 200 requests a second.
+use std::time::Duration;
+
+use strata_lab::{Call, Result, Running};
+
+use super::Own;
+use super::act::Act;
+use crate::SYSTEM;
+
+pub(super) const SCENE: Own = Own {
+    number: 14,
+    title: "Nothing lost: rollouts, a drained node, no API server, no istiod",
+    expect: "under 200 requests a second (half over kept connections, half over new ones) the application, the agents, the \
+             node proxies, the waypoint and istiod are rolled out anew, a node is drained, the API server is away for a \
+             minute and istiod for a minute while pods come and go: no request fails",
+    play,
+};
+
+/// For a rollout of the larger ones.
+const ROLLOUT: Duration = Duration::from_secs(180);
+/// After a change, so that what it broke is seen.
+const AFTER: Duration = Duration::from_secs(4);
+const ORDERS: &str = "http://orders.shop:80/";
+
+fn play(act: &mut Act<'_>) -> Result<()> {
+    act.governed()?;
+    act.place("cluster/orders")?;
+    act.kubectl().rolled_out("shop", "deployment/orders", ROLLOUT)?;
+    act.wait("orders to answer through the waypoint", |act| {
+        let call = act.call("shop/checkout-1", &format!("{ORDERS} --count 20 --new-connection --timeout 2s"))?;
+        Ok(call.ok == 20)
+    })?;
+    for (what, namespace, object) in [
+        ("the application", "shop", "deployment/orders"),
+        ("the agents", SYSTEM, "daemonset/strata-agent"),
+        ("the node proxies", SYSTEM, "daemonset/ztunnel"),
+        ("the waypoint", "shop", "deployment/waypoint"),
+        ("istiod", SYSTEM, "deployment/istiod"),
+    ] {
+        restarted(act, what, namespace, object)?;
+    }
+    drained(act)?;
+    without_istiod(act)?;
+    without_api_server(act)
+}
+
+/// 100 requests a second over kept connections, 100 over new ones.
+fn traffic(act: &Act<'_>) -> Result<[Running; 2]> {
+    let flags = "--count 0 --rate 100 --concurrency 4 --timeout 5s";
+    let kept = act.spawn("shop/checkout-1", &format!("{ORDERS} {flags}"))?;
+    let fresh = act.spawn("shop/checkout-1", &format!("{ORDERS} {flags} --new-connection"))?;
+    Ok([kept, fresh])
+}
+
+fn judge(act: &mut Act<'_>, what: &str, running: [Running; 2]) -> Result<()> {
+    for (name, running) in ["kept connections", "new connections"].into_iter().zip(running) {
+        let call: Call = running.finish()?;
+        let detail = format!("{what}, {name}: {}", call.brief());
+        act.check_measured(
+            &format!("{what}: no request over {name} fails"),
+            call.failed() == 0 && call.sent > 200,
+            detail,
+        );
+    }
+    Ok(())
+}
+
+fn restarted(act: &mut Act<'_>, what: &str, namespace: &str, object: &str) -> Result<()> {
+    act.type_this(format!("kubectl rollout restart -n {namespace} {object}"));
+    let running = traffic(act)?;
+    std::thread::sleep(Duration::from_secs(1));
+    act.kubectl().words(&format!("rollout restart -n {namespace} {object}"))?;
+    act.kubectl().rolled_out(namespace, object, ROLLOUT)?;
+    std::thread::sleep(AFTER);
+    judge(act, &format!("{what} rolled out"), running)
+}
+
+fn drained(act: &mut Act<'_>) -> Result<()> {
+    // Only the application's pods: the shop's others are bare pods, which nobody would bring back.
+    let drain = "drain node-b --pod-selector app=orders --delete-emptydir-data --timeout=60s";
+    act.type_this(format!("kubectl {drain}"));
+    let running = traffic(act)?;
+    std::thread::sleep(Duration::from_secs(1));
+    let drained = act.kubectl().words(drain);
+    std::thread::sleep(AFTER);
+    act.kubectl().words("uncordon node-b")?;
+    drained?;
+    judge(act, "node-b drained", running)
+}
+
+/// Pods come and go while nobody configures anything; the proxies serve what they know, and the new pods once it is back.
+fn without_istiod(act: &mut Act<'_>) -> Result<()> {
+    act.type_this(format!("kubectl scale -n {SYSTEM} deployment/istiod --replicas=0; sleep 60; ... --replicas=1"));
+    let running = traffic(act)?;
+    let scale = |act: &Act<'_>, object: &str, replicas: u32| {
+        let namespace = if object.ends_with("istiod") { SYSTEM } else { "shop" };
+        act.kubectl().words(&format!("scale -n {namespace} {object} --replicas={replicas}"))
+    };
+    // Autoscaling would bring it back.
+    act.kubectl().words(&format!("delete hpa -n {SYSTEM} istiod --ignore-not-found"))?;
+    scale(act, "deployment/istiod", 0)?;
+    std::thread::sleep(Duration::from_secs(20));
+    scale(act, "deployment/orders", 5)?;
+    std::thread::sleep(Duration::from_secs(20));
+    scale(act, "deployment/istiod", 1)?;
+    act.kubectl().rolled_out(SYSTEM, "deployment/istiod", ROLLOUT)?;
+    act.kubectl().rolled_out("shop", "deployment/orders", ROLLOUT)?;
+    std::thread::sleep(AFTER);
+    scale(act, "deployment/orders", 3)?;
+    std::thread::sleep(AFTER);
+    judge(act, "istiod away, pods coming and going", running)
+}
+
+/// kubectl needs the API server too: the traffic runs as a pod and is asked for its report afterwards.
+fn without_api_server(act: &mut Act<'_>) -> Result<()> {
+    act.type_this("stop the API server for a minute");
+    act.place("cluster/load")?;
+    act.wait("the load to run", |act| Ok(act.kubectl().get("pod -n shop load")?["status"]["phase"] == "Running"))?;
+    act.cluster.script("down.sh", &["apiserver"])?;
+    std::thread::sleep(Duration::from_secs(60));
+    act.cluster.script("up.sh", &[])?;
+    act.kubectl().wait("the API server", super::act::PATIENCE, |kubectl| {
+        kubectl.words("get --raw /readyz").map(|text| text == "ok")
+    })?;
+    act.wait("the load to end", |act| Ok(act.kubectl().get("pod -n shop load")?["status"]["phase"] == "Succeeded"))?;
+    let text = act.kubectl().words("logs -n shop load")?;
+    let call: Call = serde_json::from_str(text.trim()).map_err(strata_lab::LabError::other)?;
+    let ok = call.failed() == 0 && call.sent > 5000;
+    act.check_measured("without an API server no request fails", ok, format!("API server away: {}", call.brief()));
+    // A change made afterwards comes into force.
+    act.place("scenes/policy")?;
+    act.wait("a policy made afterwards", |act| {
+        Ok(act.call("shop/frontend-1", "http://payments.shop/ --timeout 1s")?.ok == 0)
+    })?;
+    act.remove("scenes/policy")
+}

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# test.sh: what only a real cluster can show. Brings the cluster up, checks the chart, plays every scene, upgrades and removes
+# Strata, and takes the cluster away (KEEP=1 leaves it). The cheap checks come first.
+set -euo pipefail
+# shellcheck source=env.sh
+. "$(dirname "$0")/env.sh"
+finish() {
+  local status=$?
+  if [ $status != 0 ]; then
+    kubectl get pods -A -o wide >&2 || true
+    for of in app.kubernetes.io/name=strata-agent app=ztunnel app=istiod; do
+      kubectl -n istio-system logs -l $of --tail=15 --prefix >&2 || true
+    done
+  fi
+  [ -n "${KEEP:-}" ] || "$here/down.sh" --wipe
+  exit $status
+}
+"$here/build.sh"
+"$here/chart-test.sh"
+trap finish EXIT
+"$here/cluster.sh"
+say "objects from the API server, and the scenes"
+cd "$repository"
+cargo test --workspace --features strata-cluster/cluster-tests,compat-kubernetes/cluster-tests --test cluster -- --nocapture
+say "upgrade, rollback, uninstall"
+"$here/lifecycle.sh"

@@ -1,0 +1,209 @@
+//! What the streams have shown: raw objects in, one set of typed objects and faults out. Pure.
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use compat_objects::k8s_openapi::jiff::Timestamp;
+use compat_objects::source::{Snapshot, in_force};
+use compat_objects::{Fault, Kind, Object, ObjectKey, ObjectSet, read_object};
+
+use crate::scope::Stream;
+use crate::slim::Raw;
+
+/// What happened in a stream.
+#[derive(Debug, Clone)]
+pub(crate) enum Change {
+    /// A list begins; until [`Change::Listed`] every object of it comes as [`Change::Seen`].
+    Listing,
+    Seen(Raw),
+    /// The list is complete: what was not seen is gone.
+    Listed,
+    Deleted {
+        key: ObjectKey,
+        uid: String,
+    },
+    /// The API server does not know the kind, and has not for so long that its objects are gone.
+    Missing,
+    /// Why the stream does not advance, or that it does again.
+    Trouble(Option<String>),
+}
+
+/// One object as a stream shows it.
+#[derive(Debug)]
+struct Item {
+    uid: Box<str>,
+    version: Box<str>,
+    /// The last good version; None: there is none.
+    object: Option<Object>,
+}
+
+#[derive(Debug)]
+struct State {
+    kind: Kind,
+    items: BTreeMap<ObjectKey, Item>,
+    faults: BTreeMap<ObjectKey, Vec<Fault>>,
+    /// Seen since the list began; None: no list is under way.
+    seen: Option<BTreeSet<ObjectKey>>,
+    /// It was listed once, or its kind is missing and may be.
+    known: bool,
+    trouble: Option<String>,
+}
+
+/// Everything known of a scope.
+#[derive(Debug)]
+pub(crate) struct Known {
+    streams: Vec<State>,
+    set: ObjectSet,
+    dirty: bool,
+    generation: u64,
+}
+
+impl Known {
+    pub(crate) fn new(streams: &[Stream]) -> Known {
+        let state = |stream: &Stream| State {
+            kind: stream.kind,
+            items: BTreeMap::new(),
+            faults: BTreeMap::new(),
+            seen: None,
+            known: false,
+            trouble: None,
+        };
+        Known { streams: streams.iter().map(state).collect(), set: ObjectSet::default(), dirty: true, generation: 0 }
+    }
+
+    /// Whether the next snapshot differs from the last.
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.dirty
+    }
+
+    /// Takes in a change of stream number `stream`. True if it was an object that said nothing new.
+    pub(crate) fn take(&mut self, stream: usize, change: Change) -> bool {
+        let Some(state) = self.streams.get_mut(stream) else { return false };
+        match change {
+            Change::Listing => state.seen = Some(BTreeSet::new()),
+            Change::Seen(raw) => return self.see(stream, raw),
+            Change::Listed => {
+                let seen = state.seen.take().unwrap_or_default();
+                let gone: Vec<ObjectKey> = state.items.keys().filter(|key| !seen.contains(*key)).cloned().collect();
+                self.dirty |= !std::mem::replace(&mut state.known, true);
+                gone.iter().for_each(|key| self.forget(stream, key));
+            }
+            Change::Deleted { key, uid } => {
+                // A successor of the same name may have been seen already.
+                if state.items.get(&key).is_some_and(|item| *item.uid == *uid) {
+                    self.forget(stream, &key);
+                }
+            }
+            Change::Missing => {
+                let gone: Vec<ObjectKey> = state.items.keys().cloned().collect();
+                self.dirty |= !std::mem::replace(&mut state.known, true);
+                gone.iter().for_each(|key| self.forget(stream, key));
+            }
+            Change::Trouble(trouble) => {
+                if state.trouble != trouble {
+                    state.trouble = trouble;
+                    self.dirty = true;
+                }
+            }
+        }
+        false
+    }
+
+    fn see(&mut self, stream: usize, raw: Raw) -> bool {
+        let state = &mut self.streams[stream];
+        if let Some(seen) = &mut state.seen {
+            seen.insert(raw.key.clone());
+        }
+        let before = state.items.get(&raw.key).filter(|item| *item.uid == *raw.uid);
+        if before.is_some_and(|item| *item.version == *raw.version) {
+            return true;
+        }
+        let last_good = before.and_then(|item| item.object.clone());
+        let (object, mut faults) = read_object(&raw.key, &raw.value);
+        let object = match (object, &last_good) {
+            // Nothing that is kept has changed: the object stays the very same one.
+            (Some(new), Some(old)) if new.alike(old) => Some(old.clone()),
+            (new, _) => in_force(new, last_good.clone(), &mut faults),
+        };
+        let unchanged = object.as_ref().zip(last_good.as_ref()).is_some_and(|(new, old)| new.same(old));
+        let faults_before = if faults.is_empty() {
+            state.faults.remove(&raw.key).unwrap_or_default()
+        } else {
+            state.faults.insert(raw.key.clone(), faults.clone()).unwrap_or_default()
+        };
+        self.dirty |= faults_before != faults;
+        let item = Item { uid: raw.uid.into(), version: raw.version.into(), object };
+        state.items.insert(raw.key.clone(), item);
+        self.settle(&raw.key);
+        unchanged
+    }
+
+    fn forget(&mut self, stream: usize, key: &ObjectKey) {
+        let state = &mut self.streams[stream];
+        self.dirty |= state.faults.remove(key).is_some();
+        if state.items.remove(key).is_some() {
+            self.settle(key);
+        }
+    }
+
+    /// Puts the version of an object that counts into the set.
+    fn settle(&mut self, key: &ObjectKey) {
+        let shown = self.streams.iter().filter(|state| state.kind == key.kind).filter_map(|state| state.items.get(key));
+        // Two streams: the object moved from one to the other, and the other one has not told its end yet.
+        let counts = shown.max_by_key(|item| item.age()).and_then(|item| item.object.as_ref());
+        match (counts, self.set.get(key)) {
+            (Some(new), Some(old)) if new.same(old) => {}
+            (Some(new), _) => {
+                let new = new.clone();
+                self.set.insert(new, None);
+                self.dirty = true;
+            }
+            (None, Some(_)) => {
+                self.set.remove(key);
+                self.dirty = true;
+            }
+            (None, None) => {}
+        }
+    }
+
+    /// Every stream that has to be was listed once.
+    pub(crate) fn is_synced(&self) -> bool {
+        self.streams.iter().all(|state| state.known)
+    }
+
+    /// The state of this moment. Before everything is known there are no objects: a part could be taken for the whole.
+    pub(crate) fn snapshot(&mut self) -> Arc<Snapshot> {
+        self.dirty = false;
+        let synced = self.is_synced();
+        let mut faults: Vec<Fault> = self.streams.iter().filter_map(|state| state.outage(synced)).collect();
+        faults.dedup();
+        if !synced {
+            return Arc::new(Snapshot { generation: 0, synced, objects: ObjectSet::default(), faults });
+        }
+        self.generation += 1;
+        faults.extend(self.streams.iter().flat_map(|state| state.faults.values().flatten().cloned()));
+        Arc::new(Snapshot { generation: self.generation, synced, objects: self.set.clone(), faults })
+    }
+}
+
+impl Item {
+    /// What tells the newer of two objects of one name.
+    fn age(&self) -> (Option<Timestamp>, u64) {
+        let created = self.object.as_ref().and_then(|object| object.meta().creation_timestamp.as_ref());
+        (created.map(|time| time.0), self.version.parse().unwrap_or_default())
+    }
+}
+
+impl State {
+    fn outage(&self, synced: bool) -> Option<Fault> {
+        let reason = match (&self.trouble, self.known) {
+            (Some(trouble), true) => format!("{trouble}; what was listed stays in force"),
+            (Some(trouble), false) => format!("not listed yet: {trouble}"),
+            (None, false) if !synced => "not listed yet".to_owned(),
+            (None, _) => return None,
+        };
+        Some(Fault::warning(format!("every {}", self.kind), "", reason))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,38 @@
+//! Takes Strata off the node while its pods run on.
+//!
+//! Order: no new pod meets the plugin, captured pods leave the mesh, programs and maps go. What carries packets stays:
+//! the pods' devices and routes need no program, and go with the pods.
+use std::path::Path;
+
+use l4_cni::protocol::AttachmentId;
+
+use crate::agent::Agent;
+
+impl Agent {
+    /// Undoes everything but the devices and routes of running pods. Each step is worth doing without the others:
+    /// errors are logged.
+    pub(crate) async fn take_back(&mut self, bpffs: &Path, run_dir: &Path) {
+        if let Some(installation) = &self.installation
+            && let Err(error) = installation.remove()
+        {
+            tracing::error!(%error, "the CNI plugin could not be removed from the node");
+        }
+        let all: Vec<AttachmentId> = self.pods.keys().cloned().collect();
+        for attachment in &all {
+            self.leave_mesh(attachment).await;
+        }
+        if let Err(error) = l4_loader::unload(bpffs) {
+            tracing::error!(%error, "kernel programs and maps could not be removed");
+        }
+        for name in ["state", "cni.sock", "handoff.sock", "agent.sock"] {
+            let path = run_dir.join(name);
+            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            if let Err(error) = removed
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                tracing::error!(path = %path.display(), %error, "could not be removed");
+            }
+        }
+        tracing::info!(pods = all.len(), "Strata is off this node; pods keep their devices and routes");
+    }
+}
