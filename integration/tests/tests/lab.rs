@@ -42,8 +42,9 @@ fn a_name_is_used_once() {
     let shop = shop();
     let again = Lab::start(Options::new(shop.lab.id(), repository().join("manifests/samples/shop")));
     assert!(matches!(again, Err(LabError::Taken(id)) if id == shop.lab.id()));
-    let answered = shop.lab.call("shop/frontend-1", &["http://10.96.1.11/"]).unwrap();
-    assert_eq!(answered.ok, 1, "the first one is not disturbed: {}", answered.brief());
+    // Ready pods become endpoints a moment later.
+    let served = || shop.lab.call("shop/frontend-1", &["http://10.96.1.11/"]).is_ok_and(|call| call.ok == 1);
+    shop.lab.wait_until("the first one to go on undisturbed", Duration::from_secs(10), served).unwrap();
 }
 
 #[test]

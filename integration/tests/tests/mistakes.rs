@@ -137,7 +137,7 @@ fn what_protects_and_cannot_be_honoured_denies() {
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: mistake, namespace: shop}}\n\
          spec: {{{target}, action: CUSTOM, provider: {{name: nobody}}, rules: [{{}}]}}\n"
     );
-    told(&shop, &custom, &["AuthorizationPolicy shop/mistake", "spec.action", "denied"]);
+    told(&shop, &custom, &["AuthorizationPolicy shop/mistake", "spec.provider.name", "denied"]);
     shop.lab.wait_until("checkout to be denied", LIMIT, || ask(&[]) == json!(403)).unwrap();
     forget(&shop);
     shop.lab.wait_until("checkout to be served again", LIMIT, || ask(&[]) == json!(200)).unwrap();

@@ -26,7 +26,7 @@ pub(crate) struct Args {
     #[arg(long, default_value = "/sys/fs/bpf/strata", value_name = "DIR")]
     pub(crate) bpffs: PathBuf,
     /// cgroup v2 folder, or a folder whose `unified` is one: sockets of processes in it and below see services, policy
-    /// and capture; node proxies must run there. Default: where cgroup v2 is mounted
+    /// and capture. Default: where cgroup v2 is mounted
     #[arg(long, value_name = "DIR")]
     pub(crate) cgroup: Option<PathBuf>,
     /// Where objects come from: `kubernetes`, the API server; or dir:PATH, a folder of YAML, which may be repeated,

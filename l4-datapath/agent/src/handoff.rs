@@ -29,7 +29,7 @@ pub(crate) enum ProxyEvent {
     Gone { connection: u64 },
 }
 
-/// Listens on `path`; proxies must run below the cgroup2 folder `cgroup`. Returns once it listens.
+/// Listens on `path`; proxies are looked for in the hierarchy of the cgroup2 folder `cgroup`. Returns once it listens.
 ///
 /// # Errors
 /// If the socket cannot be bound.

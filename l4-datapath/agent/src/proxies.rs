@@ -12,15 +12,19 @@ use crate::agent::{Agent, Proxy};
 pub(crate) enum PlaceError {
     #[error("its process cannot be seen: the agent must share the node's pid namespace (hostPID)")]
     Invisible,
-    #[error("process {pid} is in no cgroup below {} (--cgroup)", root.display())]
+    #[error("process {pid} is in no cgroup below {}", root.display())]
     NoCgroup { pid: u32, root: PathBuf },
     #[error(transparent)]
     Kernel(#[from] l4_loader::Error),
 }
 
-/// Finds the place of the process `pid` below the cgroup2 folder `root`. `home`: the cookie of its network namespace.
-pub(crate) fn locate(pid: Option<u32>, home: u64, root: &Path) -> Result<ProxyPlace, PlaceError> {
+/// Finds the place of the process `pid` in the hierarchy of the cgroup2 folder `cgroup`. `home`: the cookie of its network
+/// namespace.
+pub(crate) fn locate(pid: Option<u32>, home: u64, cgroup: &Path) -> Result<ProxyPlace, PlaceError> {
     let pid = pid.ok_or(PlaceError::Invisible)?;
+    // Also outside of the folder whose sockets this agent's programs see: the guard on packets asks for it all the same.
+    let is_cgroup = |folder: &&Path| folder.join("cgroup.procs").exists();
+    let root = cgroup.ancestors().take_while(is_cgroup).last().unwrap_or(cgroup);
     let folder = folder_of(pid, root).ok_or_else(|| PlaceError::NoCgroup { pid, root: root.to_owned() })?;
     Ok(ProxyPlace { cgroup: l4_loader::cgroup_id(&folder)?, home })
 }

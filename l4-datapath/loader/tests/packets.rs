@@ -198,7 +198,7 @@ fn a_pinned_map_of_another_shape_is_refused_by_name() {
     let options = l4_loader::LoadOptions { bpffs: node.bpffs.clone(), cgroup: node.cgroup.clone() };
     let error = l4_loader::Datapath::load(&options).expect_err("must be refused");
     assert!(matches!(error, l4_loader::Error::MapShape { map: "STATS", .. }), "{error}");
-    assert!(error.to_string().contains("value 56"), "{error}");
+    assert!(error.to_string().contains("value 112"), "{error}");
 }
 
 #[test]

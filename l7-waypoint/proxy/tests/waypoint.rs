@@ -307,6 +307,13 @@ async fn placed(client: Arc<Pod>) {
     }
     let shown = &status["placed_waypoints"][0];
     assert_eq!((&shown["gateway"], &shown["configured"]), (&"waypoint".into(), &true.into()), "{status}");
+    // Endpoints come after the listeners that need them.
+    for _ in 0..200 {
+        if captured_get(&client, "x-user: jason\r\n").await.starts_with("HTTP/1.1 200") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     for _ in 0..20 {
         let answer = captured_get(&client, "x-user: jason\r\n").await;
         assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("v2"), "{answer:?}");
