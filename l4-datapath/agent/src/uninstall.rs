@@ -24,8 +24,9 @@ impl Agent {
         if let Err(error) = l4_loader::unload(bpffs) {
             tracing::error!(%error, "kernel programs and maps could not be removed");
         }
-        for name in ["state", "cni.sock", "handoff.sock", "agent.sock"] {
-            let path = run_dir.join(name);
+        // The node proxy's socket too: it goes when the agent does, and nobody else cleans up after it.
+        for entry in std::fs::read_dir(run_dir).into_iter().flatten().flatten() {
+            let path = entry.path();
             let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
             if let Err(error) = removed
                 && error.kind() != std::io::ErrorKind::NotFound
