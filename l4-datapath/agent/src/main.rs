@@ -26,6 +26,7 @@ mod tables;
 mod uninstall;
 mod wiring;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,7 +76,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let metrics = AgentMetrics::register(&registry);
     let sources::Opened { snapshots, status, waits_for_pods, daemon_set } = sources::open(&args).await?;
     let source = Source { snapshots, status, waits_for_pods, ready: readiness.task("objects") };
-    let mut agent = Agent::new(parts(&args, node.clone(), names, reporter.clone(), metrics, source).await?)?;
+    let cgroup = args.cgroup()?;
+    let parts = parts(&args, cgroup.clone(), node.clone(), names, reporter.clone(), metrics, source).await?;
+    let mut agent = Agent::new(parts)?;
     reporter.follow(agent.datapath.events()?);
     agent.adopt().await;
     // Policy of the adopted pods first, then this build's programs under them.
@@ -94,7 +97,6 @@ async fn run(args: Args) -> anyhow::Result<()> {
     if let Some(address) = args.metrics_addr {
         public.serve_tcp(address, watch.clone()).await.with_context(|| format!("--metrics-addr {address}"))?;
     }
-    let cgroup = args.cgroup()?;
     handoff::serve(&args.run_dir.join("handoff.sock"), node, cgroup, events.clone(), watch.clone())
         .context("handoff.sock")?;
     cni::serve(&args.run_dir.join("cni.sock"), events, watch).context("cni.sock")?;
@@ -114,6 +116,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
 
 async fn parts(
     args: &Args,
+    cgroup: PathBuf,
     node: Arc<str>,
     names: names::SharedNames,
     reporter: Reporter,
@@ -131,7 +134,6 @@ async fn parts(
     if args.bpffs.starts_with("/sys/fs/bpf") {
         l4_loader::ensure_bpffs()?;
     }
-    let cgroup = args.cgroup()?;
     let datapath = Datapath::load(&LoadOptions { bpffs: args.bpffs.clone(), cgroup })?;
     let tables = Tables::read(datapath.maps(), &node, state.identities())?;
     Ok(Parts {
