@@ -85,16 +85,7 @@ impl Waiting {
 
     async fn run(self, body: RequestBody, seed: u64, now: u64) -> Result<(), String> {
         let mut rng = Rng::new(seed);
-        let choice = Choice {
-            hash: None,
-            rng: &mut rng,
-            tried: &[],
-            attempts: 1,
-            skip_priorities: 0,
-            now,
-            original: self.original,
-        };
-        let picked = self.upstream.pick(choice).ok_or("no healthy upstream")?;
+        let picked = self.upstream.pick(Choice::once(&mut rng, now, self.original)).ok_or("no healthy upstream")?;
         let _active = picked.index.map(|index| self.upstream.shared.balancer.host(index).begin());
         let mut request = Request::new(body);
         *request.method_mut() = self.head.method.clone();

@@ -63,6 +63,13 @@ pub(crate) struct Choice<'a> {
     pub(crate) original: SocketAddr,
 }
 
+impl<'a> Choice<'a> {
+    /// The first and only try, wherever the balancer likes: for what is asked beside the request itself.
+    pub(crate) fn once(rng: &'a mut Rng, now: u64, original: SocketAddr) -> Choice<'a> {
+        Choice { hash: None, rng, tried: &[], attempts: 1, skip_priorities: 0, now, original }
+    }
+}
+
 /// A host picked: its place in the balancer, if it has one, and its connections.
 pub(crate) struct Picked {
     pub(crate) index: Option<usize>,

@@ -57,16 +57,7 @@ impl To<'_> {
         let _request = guard.ok_or("a circuit breaker of the service's cluster is open")?;
         let mut rng = Rng::new(self.engine.seed());
         let now = self.engine.config.shared.now();
-        let choice = Choice {
-            hash: None,
-            rng: &mut rng,
-            tried: &[],
-            attempts: 1,
-            skip_priorities: 0,
-            now,
-            original: self.original,
-        };
-        let picked = self.upstream.pick(choice).ok_or("no healthy upstream")?;
+        let picked = self.upstream.pick(Choice::once(&mut rng, now, self.original)).ok_or("no healthy upstream")?;
         let _active = picked.index.map(|index| balancer.host(index).begin());
         let http2 = self.grpc || picked.pool.cluster.http.version == UpstreamVersion::Http2;
         let sent = send(&picked.pool, question, http2);
