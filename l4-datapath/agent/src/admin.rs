@@ -42,6 +42,7 @@ impl Agent {
             },
             "proxy": self.proxy.as_ref().map(|proxy| json!({"connected": true, "pid": proxy.pid})),
             "pods": self.pods.values().map(pod_status).collect::<Vec<_>>(),
+            "orphans": self.orphans.iter().map(|pod| json!({"attachment": pod.attachment.to_string(), "uid": pod.pod.uid, "addresses": pod.addresses().collect::<Vec<_>>()})).collect::<Vec<_>>(),
             "maps": self.tables.counts().into_iter().map(|(name, count)| (name.to_owned(), json!(count))).collect::<serde_json::Map<_, _>>(),
             "programs": self.datapath.instruction_counts(),
             "statistics": statistics_json(&statistics),

@@ -165,6 +165,8 @@ pub(crate) struct Agent {
     pub(crate) registry: Registry,
     pub(crate) ipam: Ipam,
     pub(crate) pods: BTreeMap<AttachmentId, Pod>,
+    /// Pods of an earlier installation whose objects are not known yet.
+    pub(crate) orphans: Vec<PodState>,
     pub(crate) facts: NodeFacts,
     /// What followed from the objects last time.
     pub(crate) derived: Option<Derived>,
@@ -218,6 +220,7 @@ impl Agent {
             ipam: Ipam::new(registry.positions),
             registry,
             pods: BTreeMap::new(),
+            orphans: Vec::new(),
             facts: NodeFacts::default(),
             derived: None,
             routes_in_place: None,
@@ -287,7 +290,7 @@ impl Agent {
         self.install_when_ready();
         self.reporter.set_lost(self.datapath.maps());
         let gone: Vec<AttachmentId> =
-            self.pods.values().filter(|pod| has_vanished(pod)).map(|pod| pod.state.attachment.clone()).collect();
+            self.pods.values().filter(|pod| has_vanished(&pod.state)).map(|pod| pod.state.attachment.clone()).collect();
         for attachment in &gone {
             tracing::info!(%attachment, "the pod's network namespace is gone, the pod is removed");
             self.remove_pod(attachment).await;
@@ -295,6 +298,7 @@ impl Agent {
         if !gone.is_empty() {
             self.reconcile_and_report().await;
         }
+        self.forget_orphans(|_| false).await;
         if self.ticks.is_multiple_of(VERIFY_EVERY) {
             self.forget_gone_proxies(false);
             self.routes_in_place = None;
@@ -370,10 +374,10 @@ async fn tick_only(tick: &mut tokio::time::Interval) {
 }
 
 /// Whether the path no longer names the pod's namespace.
-fn has_vanished(pod: &Pod) -> bool {
+pub(crate) fn has_vanished(pod: &PodState) -> bool {
     use std::os::unix::fs::MetadataExt as _;
-    match std::fs::metadata(&pod.state.netns) {
-        Ok(found) => (found.dev(), found.ino()) != pod.state.netns_id,
+    match std::fs::metadata(&pod.netns) {
+        Ok(found) => (found.dev(), found.ino()) != pod.netns_id,
         Err(error) => error.kind() == std::io::ErrorKind::NotFound,
     }
 }

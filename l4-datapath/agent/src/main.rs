@@ -17,6 +17,7 @@ mod mesh;
 mod metrics;
 mod names;
 mod objects;
+mod orphans;
 mod proxies;
 mod reconcile;
 mod sources;

@@ -16,6 +16,7 @@ impl Agent {
             // Whatever an earlier agent put in force stays: nothing is known that could replace it.
             return;
         }
+        self.take_over_orphans().await;
         self.announce_held_back().await;
         self.sync_routes().await;
         self.sync_mesh().await;

@@ -125,6 +125,7 @@ impl Agent {
         pod.state.ifindex = wired.host.index;
         pod.state.host_device.clone_from(&wired.host.name);
         let (state, chained) = (pod.state.clone(), pod.state.chained);
+        self.mark(&state).await;
         self.save().map_err(|error| Failure::new(code::IO, "the pod could not be stored").because(error))?;
         self.reconcile().map_err(|error| {
             Failure::new(code::TRY_AGAIN_LATER, "the pod's policy is not in force").because(format!("{error:#}"))
@@ -230,6 +231,7 @@ impl Agent {
     }
 
     async fn del(&mut self, attachment: &AttachmentId) {
+        self.forget_orphans(|orphan| orphan == attachment).await;
         if self.remove_pod(attachment).await {
             tracing::info!(%attachment, "pod removed");
             self.reconcile_and_report().await;
@@ -237,6 +239,7 @@ impl Agent {
     }
 
     async fn gc(&mut self, valid: &[AttachmentId]) {
+        self.forget_orphans(|orphan| !valid.contains(orphan)).await;
         let stale: Vec<AttachmentId> = self.pods.keys().filter(|id| !valid.contains(id)).cloned().collect();
         for attachment in &stale {
             tracing::info!(%attachment, "the runtime does not know the pod any more, it is removed");
@@ -311,6 +314,7 @@ impl Agent {
             match self.adoptable(&state).await {
                 Ok(netns) => {
                     tracing::info!(%attachment, uid = state.uid(), enrolled = state.enrolled, "pod adopted");
+                    self.mark(&state).await;
                     self.pods.insert(attachment, Pod::new(state, Arc::new(netns)));
                 }
                 Err(reason) => {
@@ -319,6 +323,7 @@ impl Agent {
                 }
             }
         }
+        self.find_orphans().await;
         self.save_or_log();
     }
 

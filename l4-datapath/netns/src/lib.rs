@@ -13,7 +13,7 @@ mod sysctl;
 pub use capture::{Capture, disable_capture, enable_capture};
 pub use error::Error;
 pub use namespace::{NetnsId, PersistentNetns, cookie_of, current, id_of, open, run_in};
-pub use netlink::{Link, Netlink, PROTOCOL};
+pub use netlink::{Link, MAX_ALIAS, Netlink, PROTOCOL};
 pub use node::{NodeRoute, prepare_node, sync_node_routes};
 pub use pod::{PodWiring, Wired, activate, check, gateway, host_device_name, mac_of, pod_link, unwire, wire};
 pub use sysctl::{get as sysctl_get, set as sysctl_set};

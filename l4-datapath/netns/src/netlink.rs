@@ -3,19 +3,25 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use ipnet::IpNet;
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::neighbour::NeighbourState;
+use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteType};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute};
+use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::{Handle, IpVersion, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use crate::{Error, run_in};
 
 /// Marks the routes this project made (`ip route show proto 83`), so that it never touches another's.
 pub const PROTOCOL: u8 = 83;
+
+/// Longest alias of a device in bytes (IFALIASZ, without the end).
+pub const MAX_ALIAS: usize = 255;
 
 /// A device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +34,10 @@ pub struct Link {
     pub up: bool,
     /// Index of the other end of a veth pair (in the other end's namespace); 0 if it has none.
     pub peer_index: u32,
+    /// The other end's namespace, by the number this one has for it ([`Netlink::number_of`]); None: the same, or none.
+    pub peer_netns: Option<i32>,
+    /// What somebody wrote on it (`ip link set dev NAME alias TEXT`).
+    pub alias: Option<String>,
 }
 
 /// One connection; cloneable, used from any task of the runtime it was opened in.
@@ -127,6 +137,33 @@ impl Netlink {
         Ok(messages.into_iter().map(describe).collect())
     }
 
+    /// The number this namespace has for another (`ip netns list-id`); None if it never met it.
+    ///
+    /// # Errors
+    /// If the kernel refuses the request.
+    pub async fn number_of(&self, netns: BorrowedFd<'_>) -> Result<Option<i32>, Error> {
+        let mut question = NsidMessage::default();
+        question.attributes.push(NsidAttribute::Fd(netns.as_raw_fd().unsigned_abs()));
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetNsId(question));
+        request.header.flags = NLM_F_REQUEST;
+        let what = "look up the number of a namespace";
+        let mut answers = self.handle.clone().request(request).map_err(|error| failed(what, error))?;
+        while let Some(answer) = answers.next().await {
+            match answer.payload {
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNsId(answer)) => {
+                    let number = |attribute: &NsidAttribute| match attribute {
+                        NsidAttribute::Id(number) => Some(*number),
+                        _ => None,
+                    };
+                    return Ok(answer.attributes.iter().find_map(number).filter(|number| *number >= 0));
+                }
+                NetlinkPayload::Error(error) => return Err(failed(what, rtnetlink::Error::NetlinkError(error))),
+                _ => {}
+            }
+        }
+        Ok(None)
+    }
+
     /// Makes a veth pair: `name` here, `peer` in `peer_netns`, both down.
     ///
     /// # Errors
@@ -171,6 +208,17 @@ impl Netlink {
         let message = LinkUnspec::new_with_index(index).up().build();
         let set = self.handle.link().set(message).execute().await;
         set.map_err(|e| failed(format!("bring up device {index}"), e))
+    }
+
+    /// Writes on a device whose it is; at most [`MAX_ALIAS`] bytes.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub async fn set_alias(&self, index: u32, alias: &str) -> Result<(), Error> {
+        let attribute = LinkAttribute::IfAlias(alias.to_owned());
+        let message = LinkUnspec::new_with_index(index).append_extra_attribute(attribute).build();
+        let set = self.handle.link().set(message).execute().await;
+        set.map_err(|e| failed(format!("set the alias of device {index}"), e))
     }
 
     /// Gives a device an address, usable at once (no duplicate address detection).
@@ -342,6 +390,8 @@ fn describe(message: LinkMessage) -> Link {
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
         peer_index: 0,
+        peer_netns: None,
+        alias: None,
     };
     for attribute in message.attributes {
         match attribute {
@@ -349,6 +399,8 @@ fn describe(message: LinkMessage) -> Link {
             LinkAttribute::Address(mac) => link.mac = mac,
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Link(index) => link.peer_index = index,
+            LinkAttribute::LinkNetNsId(number) => link.peer_netns = Some(number),
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
             _ => {}
         }
     }

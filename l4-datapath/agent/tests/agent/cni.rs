@@ -165,6 +165,41 @@ fn a_killed_agent_disturbs_nobody_and_its_successor_adopts_the_pods() {
 }
 
 #[test]
+fn an_agent_installed_anew_takes_over_the_pods_that_ran_on() {
+    let mut node = started();
+    let (a, b) = (node.pod("a"), node.pod("b"));
+    b.serve(8080);
+    node.forget();
+    let mut open = a.connect(b.v4, 8080).expect("without Strata packets pass");
+    node.describe("b", "app: b");
+    node.start();
+    assert!(exchange(&mut open), "an open connection broke");
+    // The one whose object is there is known again; the other's address is held back until its object comes.
+    let status = node.status();
+    assert_eq!((status["pods"][0]["name"].as_str(), status["orphans"][0]["uid"].as_str()), (Some("b"), Some("uid-a")));
+    let check = b.sandbox.call(&node, "CHECK", &previous(&b));
+    assert!(check.success, "{}", check.json);
+    let c = node.pod("c");
+    assert!(![a.v4, b.v4].contains(&c.v4) && ![a.v6, b.v6].contains(&c.v6), "an address was given twice");
+    assert!(c.connects(b.v4, 8080) && a.connects(b.v6, 8080));
+    // What policy isolates is isolated.
+    node.write("policy.yaml", "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: closed, namespace: shop}\nspec: {podSelector: {matchLabels: {app: b}}, policyTypes: [Ingress]}\n");
+    assert!(eventually(|| !c.connects(b.v4, 8080)), "{}", node.status());
+    node.describe("a", "app: a");
+    assert!(eventually(|| node.status()["orphans"] == json!([])), "{}", node.status());
+    assert_eq!(node.status()["pods"].as_array().unwrap().len(), 3);
+    // Taken away by the runtime while the agent is away a second time, and before its object is known.
+    node.forget();
+    node.remove("pod-b.yaml");
+    node.start();
+    let held = node.status()["orphans"].clone();
+    assert!(held.as_array().unwrap().iter().any(|pod| pod["uid"] == "uid-b"), "{held}");
+    assert!(b.sandbox.call(&node, "DEL", "").success);
+    assert!(!node.status()["orphans"].as_array().unwrap().iter().any(|pod| pod["uid"] == "uid-b"));
+    assert!(b.sandbox.inside(|| !std::fs::read_to_string("/proc/thread-self/net/dev").unwrap().contains("eth0")));
+}
+
+#[test]
 fn a_pod_whose_namespace_vanishes_is_removed() {
     let node = started();
     let (a, b) = (node.pod("a"), node.pod("b"));

@@ -153,7 +153,7 @@ impl Node {
         self.write(
             &format!("pod-{pod}.yaml"),
             &format!(
-                "apiVersion: v1\nkind: Pod\nmetadata: {{name: {pod}, namespace: shop, labels: {{{labels}}}}}\nspec: {{nodeName: {node}, containers: [{{name: c}}]}}\n"
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: {pod}, namespace: shop, uid: uid-{pod}, labels: {{{labels}}}}}\nspec: {{nodeName: {node}, containers: [{{name: c}}]}}\n"
             ),
         );
     }
@@ -189,6 +189,13 @@ impl Node {
         let mut agent = self.agent.take().expect("a running agent");
         agent.kill().expect("kill");
         agent.wait().expect("wait");
+    }
+
+    /// Removes what the agent knows and loaded, as taking Strata off the node does: pods keep devices and routes.
+    pub(crate) fn forget(&mut self) {
+        self.kill();
+        l4_loader::unload(&self.bpffs).expect("unload");
+        std::fs::remove_dir_all(self.run_dir()).expect("run folder");
     }
 
     /// Ends the agent as an init system would.
@@ -316,7 +323,8 @@ impl Sandbox {
     }
 
     pub(crate) fn call(&self, node: &Node, command: &str, more: &str) -> Outcome {
-        let arguments = format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={};K8S_POD_UID=uid-1", self.pod);
+        let arguments =
+            format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={pod};K8S_POD_UID=uid-{pod}", pod = self.pod);
         let environment = [
             ("CNI_CONTAINERID", self.container.as_str()),
             ("CNI_NETNS", &self.path()),
