@@ -128,7 +128,7 @@ impl Admin {
             let mut watch = watch;
             loop {
                 tokio::select! {
-                    () = watch.signaled() => return,
+                    _ = watch.signaled() => return,
                     accepted = listener.accept() => match accepted {
                         Ok((io, _)) => admin.clone().spawn_connection(io),
                         Err(error) => back_off(&error).await,
@@ -151,7 +151,7 @@ impl Admin {
             let mut watch = watch;
             loop {
                 tokio::select! {
-                    () = watch.signaled() => return,
+                    _ = watch.signaled() => return,
                     accepted = listener.accept() => match accepted {
                         Ok((io, _)) => admin.clone().spawn_connection(io),
                         Err(error) => back_off(&error).await,

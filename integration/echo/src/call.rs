@@ -152,12 +152,20 @@ async fn worker(work: Arc<Work>) {
     }
 }
 
-/// One request; connects if there is no connection that still works.
+/// One request; connects if there is no connection that still works. As HTTP clients do, a request of which a kept
+/// connection sent nothing before it ended is sent on another one (RFC 9112 section 9.3.1).
 async fn ask(work: &Work, sender: &mut Option<Sender>) -> Result<Answer, String> {
-    if sender.as_ref().is_none_or(Sender::is_closed) {
-        *sender = Some(Sender::connect(work).await?);
+    if let Some(kept) = sender.as_mut().filter(|kept| !kept.is_closed()) {
+        match kept.send(request(work)?).await {
+            Err(error) if error.is_canceled() => {}
+            sent => return answer(sent).await,
+        }
     }
-    let Some(sender) = sender else { return Err("no connection".into()) };
+    let fresh = sender.insert(Sender::connect(work).await?);
+    answer(fresh.send(request(work)?).await).await
+}
+
+fn request(work: &Work) -> Result<Request<Full<Bytes>>, String> {
     let mut request = Request::new(Full::new(Bytes::from(work.args.data.clone())));
     *request.method_mut() = work.args.method.clone();
     *request.uri_mut() = work.uri.clone();
@@ -168,7 +176,11 @@ async fn ask(work: &Work, sender: &mut Option<Sender>) -> Result<Answer, String>
     for (name, value) in &work.args.headers {
         request.headers_mut().append(name, value.clone());
     }
-    let response = sender.send(request).await.map_err(|error| failure::name_of(&error))?;
+    Ok(request)
+}
+
+async fn answer(sent: Result<http::Response<hyper::body::Incoming>, hyper::Error>) -> Result<Answer, String> {
+    let response = sent.map_err(|error| failure::name_of(&error))?;
     let (parts, body) = response.into_parts();
     let collected = body.collect().await.map_err(|error| format!("body: {}", failure::name_of(&error)))?;
     let trailers = collected.trailers().cloned().unwrap_or_default();

@@ -102,7 +102,7 @@ async fn run(
             }
         };
         tokio::select! {
-            () = drain.signaled() => return,
+            _ = drain.signaled() => return,
             () = sleep => {}
             changed = wanted.changed() => if changed.is_err() { return },
         }

@@ -134,7 +134,7 @@ fn serve(
     task::spawn("grpc", async move {
         // Discovery streams never end by themselves, so the drain drops them: clients reconnect to whoever is next.
         tokio::select! {
-            () = drain.signaled() => {}
+            _ = drain.signaled() => {}
             served = router.serve_with_incoming(TcpListenerStream::new(listener)) => {
                 if let Err(error) = served {
                     tracing::error!(%error, "gRPC server ended");
@@ -238,7 +238,7 @@ async fn follow(
             // A part of the objects would take from clients what the rest gives them.
             snapshot.faults.iter().for_each(|fault| tracing::warn!(%fault, "waiting for the API server"));
             tokio::select! {
-                () = drain.signaled() => return,
+                _ = drain.signaled() => return,
                 changed = snapshots.changed() => if changed.is_err() { return },
             }
             continue;
@@ -261,7 +261,7 @@ async fn follow(
         // Dropping the guard is what makes the process ready.
         drop(ready.take());
         tokio::select! {
-            () = drain.signaled() => return,
+            _ = drain.signaled() => return,
             () = jwks.changed() => {}
             changed = snapshots.changed() => if changed.is_err() {
                 tracing::error!("the sources are no longer watched; what is served stays as it is");

@@ -4,6 +4,7 @@
 //! Other tasks (sockets, sources, flows) send [`Event`]s and get answers back.
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -136,6 +137,7 @@ pub(crate) struct Parts {
     pub(crate) metrics: AgentMetrics,
     pub(crate) uplink: Option<(u32, u32)>,
     pub(crate) installation: Option<Installation>,
+    pub(crate) cni_results_dir: Option<PathBuf>,
 }
 
 /// See the module.
@@ -159,13 +161,15 @@ pub(crate) struct Agent {
     pub(crate) uplink: Option<(u32, u32)>,
     /// The plugin's place on the node, if this agent is to put it there.
     pub(crate) installation: Option<Installation>,
+    /// Where the runtime's CNI library keeps results.
+    pub(crate) cni_results_dir: Option<PathBuf>,
     /// Why the plugin is not there, as logged last.
     install_problem: Option<String>,
     pub(crate) own_netns: NetnsId,
     pub(crate) registry: Registry,
     pub(crate) ipam: Ipam,
     pub(crate) pods: BTreeMap<AttachmentId, Pod>,
-    /// Pods of an earlier installation whose objects are not known yet.
+    /// Running pods that this agent did not add and whose objects are not known yet.
     pub(crate) orphans: Vec<PodState>,
     pub(crate) facts: NodeFacts,
     /// What followed from the objects last time.
@@ -215,6 +219,7 @@ impl Agent {
             metrics: parts.metrics,
             uplink: parts.uplink,
             installation: parts.installation,
+            cni_results_dir: parts.cni_results_dir,
             install_problem: None,
             own_netns: l4_netns::id_of(std::os::fd::AsFd::as_fd(&own))?,
             ipam: Ipam::new(registry.positions),

@@ -53,6 +53,10 @@ pub(crate) struct Args {
     /// Come after the plugins of the first configuration in --cni-conf-dir, which stays as it is
     #[arg(long, requires = "cni_conf_dir")]
     pub(crate) cni_chain: bool,
+    /// Folder in which the container runtime's CNI library keeps results (/var/lib/cni/results on the node): pods that
+    /// another CNI plugin connected before this agent came are taken over
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cni_results_dir: Option<PathBuf>,
     /// Device that leads to the other nodes; default: the one the kernel's routing table says
     #[arg(long, value_name = "IFACE")]
     pub(crate) uplink: Option<String>,

@@ -27,7 +27,7 @@ pub(crate) fn serve(path: &Path, events: mpsc::Sender<Event>, mut watch: drain::
     task::spawn("cni-server", async move {
         loop {
             let accepted = tokio::select! {
-                () = watch.signaled() => return,
+                _ = watch.signaled() => return,
                 accepted = listener.accept() => accepted,
             };
             match accepted {

@@ -45,7 +45,7 @@ pub(crate) fn serve(
     task::spawn("handoff-server", async move {
         loop {
             let accepted = tokio::select! {
-                () = watch.signaled() => return,
+                _ = watch.signaled() => return,
                 accepted = listener.accept() => accepted,
             };
             match accepted {

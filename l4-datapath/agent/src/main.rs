@@ -6,6 +6,7 @@ mod agent;
 mod args;
 mod arrivals;
 mod cni;
+mod cni_results;
 mod compile;
 mod derive;
 mod enrolment;
@@ -149,5 +150,6 @@ async fn parts(
         metrics,
         uplink,
         installation: args.installation()?,
+        cni_results_dir: args.cni_results_dir.clone(),
     })
 }

@@ -1,8 +1,9 @@
-//! Pods that outlived the agent's memory: Strata was taken off the node and put on it again while they ran.
+//! Pods that run and that the agent never added: they started under an earlier installation, or before the first one.
 //!
-//! A pod's device on the node carries in its alias whose it is (`strata CONTAINER/IFNAME POD-UID`), and goes with the
-//! pod. A new agent finds the devices that its registry does not name, holds their addresses back, and takes the pods
-//! over when their objects are known.
+//! Two things tell whose device a pod's is. The device's alias (`strata CONTAINER/IFNAME POD-UID`), which every pod's
+//! device gets and which goes with the pod; and, for pods of another CNI, what the runtime's CNI library keeps of every
+//! ADD (libcni's results folder). A new agent finds the pods that its registry does not name, holds their addresses
+//! back, and takes them over when their objects are known.
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -16,12 +17,16 @@ use l4_netns::{Link, MAX_ALIAS, Netlink};
 
 use crate::agent::{Agent, Pod, has_vanished};
 use crate::arrivals::is_the_pod;
+use crate::cni_results;
 use crate::ipam::Lease;
 use crate::state::PodState;
 
 /// Where container runtimes bind the namespaces of pods.
 const NAMESPACES: &str = "/run/netns";
 const PREFIX: &str = "strata ";
+
+/// A pod's namespace and where it is bound.
+type Netns = (PathBuf, OwnedFd);
 
 /// What is written on a device; None if it would not fit, which no runtime's ids come near.
 fn alias(attachment: &AttachmentId, pod: &PodName) -> Option<String> {
@@ -44,7 +49,7 @@ impl Agent {
         }
     }
 
-    /// Looks for pods' devices that nobody of the registry owns. Their addresses are taken from now on.
+    /// Looks for running pods that the registry does not name. Their addresses are taken from now on.
     pub(crate) async fn find_orphans(&mut self) {
         let links = match self.netlink.links().await {
             Ok(links) => links,
@@ -53,27 +58,57 @@ impl Agent {
                 return;
             }
         };
-        for link in links {
+        for link in &links {
             let Some((attachment, uid)) = link.alias.as_deref().and_then(parse) else { continue };
-            if self.pods.contains_key(&attachment) {
+            let netns = if self.knows(&attachment) { continue } else { self.netns_behind(link).await };
+            self.hold(&attachment, uid, netns, link).await;
+        }
+        let remembered = self.cni_results_dir.as_deref().map(cni_results::read).unwrap_or_default();
+        for result in remembered {
+            if self.knows(&result.attachment) {
                 continue;
             }
-            match self.orphan(&attachment, uid, &link).await {
-                Ok(state) => {
-                    tracing::info!(%attachment, device = link.name, addresses = ?state.addresses().collect::<Vec<_>>(), "a pod of an earlier installation runs on");
-                    self.ipam.reserve(&state.lease);
-                    self.orphans.push(state);
-                }
-                Err(reason) => {
-                    tracing::warn!(%attachment, device = link.name, reason, "a pod of an earlier installation cannot be taken over, restart it");
-                }
+            // What is remembered of a pod that is gone, and of pods without a device on the node, is of no use here.
+            let Ok(netns) = l4_netns::open(&result.netns) else { continue };
+            let Ok(Some(inner)) = l4_netns::pod_link(netns.as_fd(), &result.attachment.ifname).await else { continue };
+            let host = links.iter().find(|link| link.index == inner.peer_index && link.peer_index == inner.index);
+            if let Some(host) = host {
+                self.hold(&result.attachment, &result.uid, Ok((result.netns, netns)), host).await;
             }
         }
     }
 
-    /// What a device tells of its pod. Its name is not known yet.
-    async fn orphan(&mut self, attachment: &AttachmentId, uid: &str, host: &Link) -> Result<PodState, String> {
-        let (path, netns) = self.netns_behind(host).await?;
+    fn knows(&self, attachment: &AttachmentId) -> bool {
+        self.pods.contains_key(attachment) || self.orphans.iter().any(|orphan| orphan.attachment == *attachment)
+    }
+
+    /// Holds a pod back until its object is known.
+    async fn hold(&mut self, attachment: &AttachmentId, uid: &str, netns: Result<Netns, String>, host: &Link) {
+        let state = match netns {
+            Ok(netns) => self.orphan(attachment, uid, netns, host).await,
+            Err(reason) => Err(reason),
+        };
+        match state {
+            Ok(state) => {
+                let addresses: Vec<_> = state.addresses().collect();
+                tracing::info!(%attachment, device = host.name, ?addresses, "a pod that this agent did not add runs");
+                self.ipam.reserve(&state.lease);
+                self.orphans.push(state);
+            }
+            Err(reason) => {
+                tracing::warn!(%attachment, device = host.name, reason, "a pod that this agent did not add cannot be taken over, restart it");
+            }
+        }
+    }
+
+    /// What a device and its namespace tell of a pod. Its name is not known yet.
+    async fn orphan(
+        &mut self,
+        attachment: &AttachmentId,
+        uid: &str,
+        (path, netns): Netns,
+        host: &Link,
+    ) -> Result<PodState, String> {
         let id = l4_netns::id_of(netns.as_fd()).map_err(|error| error.to_string())?;
         let lease = lease_in(netns.as_fd(), &attachment.ifname).await.map_err(|error| error.to_string())?;
         let own_name = l4_netns::host_device_name(&format!("{}/{attachment}", self.node));
@@ -95,7 +130,7 @@ impl Agent {
     }
 
     /// The namespace of a device's other end.
-    async fn netns_behind(&self, host: &Link) -> Result<(PathBuf, OwnedFd), String> {
+    async fn netns_behind(&self, host: &Link) -> Result<Netns, String> {
         let number = host.peer_netns.ok_or("its other end is in no other namespace")?;
         let entries = std::fs::read_dir(NAMESPACES).map_err(|error| format!("{NAMESPACES}: {error}"))?;
         for path in entries.flatten().map(|entry| entry.path()) {
@@ -123,11 +158,11 @@ impl Agent {
             match l4_netns::open(&state.netns) {
                 Ok(netns) => {
                     taken.push(PodAttach { pod_index: state.pod_index, ifindex: state.ifindex });
-                    tracing::info!(attachment = %state.attachment, uid = state.uid(), "pod of an earlier installation taken over");
+                    tracing::info!(attachment = %state.attachment, uid = state.uid(), "running pod taken over");
                     self.pods.insert(state.attachment.clone(), Pod::new(state, Arc::new(netns)));
                 }
                 Err(error) => {
-                    tracing::info!(attachment = %state.attachment, %error, "a pod of an earlier installation is gone");
+                    tracing::info!(attachment = %state.attachment, %error, "a pod that was to be taken over is gone");
                     self.ipam.release(&state.lease);
                 }
             }
@@ -153,7 +188,7 @@ impl Agent {
                 self.orphans.push(state);
                 continue;
             }
-            tracing::info!(attachment = %state.attachment, "a pod of an earlier installation is removed");
+            tracing::info!(attachment = %state.attachment, "a pod that was to be taken over is removed");
             if !state.chained
                 && let Err(error) = l4_netns::unwire(&self.netlink, &state.host_device).await
             {

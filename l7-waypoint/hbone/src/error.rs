@@ -36,6 +36,19 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
+    /// Nobody was reached at the address, or nobody who takes tunnels: another one may be tried.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(
+            self,
+            ConnectError::Connect { .. }
+                | ConnectError::Timeout { .. }
+                | ConnectError::Http2 { .. }
+                | ConnectError::Tls { .. }
+                | ConnectError::Crowded { .. }
+                | ConnectError::Draining
+        )
+    }
+
     /// ztunnel's `response_flags` value (xds-contract 7.1).
     pub fn response_flag(&self) -> &'static str {
         match self {

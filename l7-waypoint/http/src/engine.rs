@@ -117,7 +117,7 @@ impl Engine {
     }
 
     /// Serves one client until its connection ends. `drain` ends it gracefully: `GOAWAY`, `Connection: close`.
-    pub async fn serve<T>(&self, mut io: T, info: ConnInfo, drain: Watch)
+    pub async fn serve<T>(&self, mut io: T, info: ConnInfo, mut drain: Watch)
     where
         T: AsyncRead + AsyncWrite + Unpin + 'static,
     {
@@ -127,7 +127,12 @@ impl Engine {
         let Some(dispatch) = worker.prepared.snapshot.dispatch(info.destination) else {
             return engine.refuse(&worker, info, source, "no chain for the destination", Flags::NO_ROUTE);
         };
-        let Some((sniffed, first)) = engine.look(&mut io, dispatch).await else { return };
+        let looked = tokio::select! {
+            looked = engine.look(&mut io, dispatch) => looked,
+            // A client that has sent nothing loses nothing.
+            () = drain.last_call() => None,
+        };
+        let Some((sniffed, first)) = looked else { return };
         let Some(chain) = dispatch.chain(sniffed).cloned() else {
             return engine.refuse(&worker, info, source, "no chain for the protocol", Flags::NO_ROUTE);
         };

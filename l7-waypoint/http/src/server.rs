@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use http::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper::{Request, Response};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use l7_telemetry::Peer;
 use strata_runtime::drain::Watch;
@@ -34,6 +35,8 @@ pub(crate) struct Client {
     pub(crate) switch: RefCell<Option<Switch>>,
     /// Set when the connection is to end after the current response.
     pub(crate) close: Cell<bool>,
+    /// The process drains: HTTP/1.1 responses say `Connection: close`.
+    draining: Cell<bool>,
     active: Cell<u32>,
     requests: Cell<u32>,
     last_active: Cell<Instant>,
@@ -47,6 +50,7 @@ impl Client {
             http2,
             switch: RefCell::default(),
             close: Cell::new(false),
+            draining: Cell::new(false),
             active: Cell::new(0),
             requests: Cell::new(0),
             last_active: Cell::new(Instant::now()),
@@ -149,7 +153,13 @@ fn service(
 > {
     service_fn(move |request| -> Answer {
         let (engine, client) = (engine.clone(), client.clone());
-        Box::pin(async move { Ok(crate::request::handle(engine, client, request).await) })
+        Box::pin(async move {
+            let mut response = crate::request::handle(engine, client.clone(), request).await;
+            if client.draining.get() && !client.http2 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok(response)
+        })
     })
 }
 
@@ -159,7 +169,9 @@ struct Lifetime<'a> {
     idle: Option<Duration>,
     until: Option<Instant>,
     most_requests: Option<u32>,
-    drain: Pin<Box<dyn Future<Output = ()>>>,
+    drain: Pin<Box<dyn Future<Output = Instant>>>,
+    /// When a drained connection without a request is closed.
+    patience: Option<Pin<Box<Sleep>>>,
     /// Held until the connection is over: that is what a drain waits for.
     _watch: Watch,
     alarm: Option<Pin<Box<Sleep>>>,
@@ -182,6 +194,7 @@ impl<'a> Lifetime<'a> {
             until,
             most_requests: options.max_requests_per_connection.filter(|most| *most > 0),
             drain: Box::pin(async move { held.signaled().await }),
+            patience: None,
             _watch: drain,
             alarm: first.map(|at| Box::pin(tokio::time::sleep_until(at))),
             ending: false,
@@ -195,9 +208,21 @@ impl<'a> Lifetime<'a> {
             return false;
         }
         let worn_out = self.most_requests.is_some_and(|most| self.client.requests.get() >= most);
-        let end = worn_out || self.client.close.get() || self.drain.as_mut().poll(cx).is_ready() || self.overdue(cx);
+        let end = worn_out || self.client.close.get() || self.drained(cx) || self.overdue(cx);
         self.ending = end;
         end
+    }
+
+    /// Whether a drain ends the connection now. HTTP/2 tells the client to open another one. An HTTP/1.1 connection ends
+    /// with its next response, which says so: closed at once, it would cut off a request that is on its way.
+    fn drained(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.client.draining.get() {
+            let Poll::Ready(deadline) = self.drain.as_mut().poll(cx) else { return false };
+            self.client.draining.set(true);
+            let left = deadline.saturating_duration_since(Instant::now());
+            self.patience = Some(Box::pin(tokio::time::sleep(left * 4 / 5)));
+        }
+        self.client.http2 || self.patience.as_mut().is_none_or(|patience| patience.as_mut().poll(cx).is_ready())
     }
 
     /// True when the connection does not end by itself: hyper waits for the rest of a request's head, which a client
@@ -207,7 +232,9 @@ impl<'a> Lifetime<'a> {
             self.grace = None;
             return false;
         }
-        let grace = self.grace.get_or_insert_with(|| Box::pin(tokio::time::sleep(GRACE)));
+        // A drain has been patient before.
+        let grace = if self.patience.is_some() { Duration::ZERO } else { GRACE };
+        let grace = self.grace.get_or_insert_with(|| Box::pin(tokio::time::sleep(grace)));
         grace.as_mut().poll(cx).is_ready()
     }
 

@@ -11,8 +11,9 @@ use strata_runtime::file;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use xds_model::spiffe::SpiffeId;
 
@@ -65,12 +66,14 @@ pub struct CertificateInfo {
 #[derive(Clone, Default)]
 struct Slot {
     certificate: Option<Arc<WorkloadCertificate>>,
-    /// Of the last attempt, if it failed.
-    error: Option<Arc<str>>,
+    /// Of the last attempt, if it failed, and when.
+    error: Option<(Arc<str>, Instant)>,
 }
 
 struct Entry {
     slot: watch::Receiver<Slot>,
+    /// Ends the pause before the next attempt.
+    hurry: Arc<Notify>,
     task: AbortHandle,
 }
 
@@ -110,16 +113,18 @@ impl IdentityManager {
         certificate.is_valid(SystemTime::now()).then_some(certificate)
     }
 
-    /// The certificate of `identity`; asks for the first one.
+    /// The certificate of `identity`; asks for the first one. After a failure it asks again rather than wait for the
+    /// next attempt: the CA may have come back, and somebody waits.
     ///
     /// # Errors
-    /// If the last attempt failed and none is valid, or if 10 s pass.
+    /// If an attempt failed just now and none is valid, or if 10 s pass.
     pub async fn certificate(&self, identity: &SpiffeId) -> Result<Arc<WorkloadCertificate>, IdentityError> {
         if let Some(certificate) = self.cached(identity) {
             return Ok(certificate);
         }
-        let mut slot = self.watch(identity);
+        let (mut slot, hurry) = self.watch(identity);
         let wait = async {
+            let asked = Instant::now();
             loop {
                 {
                     let now = slot.borrow_and_update();
@@ -127,7 +132,8 @@ impl IdentityManager {
                         (Some(certificate), _) if certificate.is_valid(SystemTime::now()) => {
                             return Ok(certificate.clone());
                         }
-                        (_, Some(reason)) => {
+                        (_, Some((_, at))) if *at + FIRST_BACKOFF <= asked => hurry.notify_one(),
+                        (_, Some((reason, _))) => {
                             return Err(IdentityError::Unavailable {
                                 identity: identity.clone(),
                                 reason: reason.clone(),
@@ -168,17 +174,19 @@ impl IdentityManager {
         list
     }
 
-    fn watch(&self, identity: &SpiffeId) -> watch::Receiver<Slot> {
+    fn watch(&self, identity: &SpiffeId) -> (watch::Receiver<Slot>, Arc<Notify>) {
+        let parts = |entry: &Entry| (entry.slot.clone(), entry.hurry.clone());
         if let Some(entry) = self.inner.entries.read().get(identity) {
-            return entry.slot.clone();
+            return parts(entry);
         }
         let mut entries = self.inner.entries.write();
         let entry = entries.entry(identity.clone()).or_insert_with(|| {
             let (sender, slot) = watch::channel(Slot::default());
-            let renewal = renew(Arc::downgrade(&self.inner), identity.clone(), sender);
-            Entry { slot, task: self.inner.runtime.spawn(renewal).abort_handle() }
+            let hurry = Arc::new(Notify::new());
+            let renewal = renew(Arc::downgrade(&self.inner), identity.clone(), sender, hurry.clone());
+            Entry { slot, hurry, task: self.inner.runtime.spawn(renewal).abort_handle() }
         });
-        entry.slot.clone()
+        parts(entry)
     }
 }
 
@@ -238,7 +246,7 @@ fn follow_revocations(inner: &Arc<Inner>) -> Option<AbortHandle> {
     Some(inner.runtime.spawn(follow).abort_handle())
 }
 
-async fn renew(manager: std::sync::Weak<Inner>, identity: SpiffeId, slot: watch::Sender<Slot>) {
+async fn renew(manager: std::sync::Weak<Inner>, identity: SpiffeId, slot: watch::Sender<Slot>, hurry: Arc<Notify>) {
     let mut backoff = FIRST_BACKOFF;
     let Some(mut roots) = manager.upgrade().map(|inner| inner.roots.subscribe()) else { return };
     loop {
@@ -260,13 +268,14 @@ async fn renew(manager: std::sync::Weak<Inner>, identity: SpiffeId, slot: watch:
             Err(error) => {
                 let pause = backoff.mul_f64(rand::rng().random_range(1.0..2.0));
                 tracing::warn!(%identity, %error, retry_ms = pause.as_millis() as u64, "no certificate");
-                slot.send_modify(|slot| slot.error = Some(error.to_string().into()));
+                slot.send_modify(|slot| slot.error = Some((error.to_string().into(), Instant::now())));
                 backoff = (backoff * 2).min(MAX_BACKOFF);
                 pause
             }
         };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
+            () = hurry.notified(), if slot.borrow().error.is_some() => {}
             // An error means that the manager is gone, which the next turn sees.
             _ = roots.changed() => {
                 backoff = FIRST_BACKOFF;
@@ -282,7 +291,7 @@ fn status(identity: &SpiffeId, slot: &Slot) -> CertificateStatus {
         state: if slot.error.is_some() { "Unavailable" } else { "Initializing" },
         cert_chain: Vec::new(),
         root_certs: Vec::new(),
-        error: slot.error.clone(),
+        error: slot.error.as_ref().map(|(reason, _)| reason.clone()),
     };
     if let Some(certificate) = &slot.certificate {
         if certificate.is_valid(SystemTime::now()) {

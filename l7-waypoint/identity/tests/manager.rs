@@ -105,6 +105,19 @@ async fn refusals_name_their_reason() {
 }
 
 #[tokio::test]
+async fn a_caller_ends_the_wait_for_a_ca_that_is_back() {
+    let setup = setup().await;
+    setup.ca.refuse.store(true, Ordering::Relaxed);
+    setup.manager.prefetch(&id("checkout"));
+    while !serde_json_like(&setup.manager).contains("told to refuse") {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    setup.ca.refuse.store(false, Ordering::Relaxed);
+    setup.manager.certificate(&id("checkout")).await.expect("asked again for this caller");
+}
+
+#[tokio::test]
 async fn a_certificate_for_somebody_else_is_refused() {
     let setup = setup().await;
     *setup.ca.lie.lock().unwrap() = Some("spiffe://cluster.local/ns/shop/sa/mallory".to_owned());

@@ -1,9 +1,13 @@
 //! Bytes both ways between two ends, each way closed on its own, memory bounded, none held while idle.
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use l7_hbone::{Tunnel, TunnelReader, TunnelWriter};
 use prometheus_client::metrics::counter::Counter;
+use strata_runtime::drain;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
@@ -12,8 +16,13 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 const SMALL: usize = 8 << 10;
 const LARGE: usize = 64 << 10;
 
+/// How long nothing must have moved for a connection to rest.
+const REST: Duration = Duration::from_millis(10);
+/// How long the other side of a tunnel may take to end its direction after ours.
+const GOODBYE: Duration = Duration::from_millis(500);
+
 /// What has been carried; shared with the metrics.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Carried {
     /// Client to server.
     pub request: Tally,
@@ -21,26 +30,52 @@ pub(crate) struct Carried {
     pub response: Tally,
 }
 
+impl Carried {
+    /// `request`, `response`: the counters of all connections with the same labels.
+    pub(crate) fn new(request: Counter, response: Counter) -> Carried {
+        let asked = Arc::new(AtomicBool::new(false));
+        let tally = |shared, asks| Tally { own: Arc::default(), shared, asks, asked: asked.clone() };
+        Carried { request: tally(request, true), response: tally(response, false) }
+    }
+
+    /// Resolves after a drain's last call, when the connection rests: nothing moves, and the client does not wait for an
+    /// answer. Ended then, it most likely loses nothing.
+    pub(crate) async fn rest(&self, drain: &mut drain::Watch) {
+        drain.last_call().await;
+        let moved = || (self.request.get(), self.response.get());
+        let mut last = moved();
+        loop {
+            tokio::time::sleep(REST).await;
+            let now = moved();
+            if now == last && !self.request.asked.load(Ordering::Relaxed) {
+                return;
+            }
+            last = now;
+        }
+    }
+}
+
 /// One direction's count: of this connection, and of all with the same labels.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Tally {
-    own: std::sync::Arc<std::sync::atomic::AtomicU64>,
+    own: Arc<AtomicU64>,
     shared: Counter,
+    /// The direction of requests.
+    asks: bool,
+    /// What moved last went in the direction of requests.
+    asked: Arc<AtomicBool>,
 }
 
 impl Tally {
-    pub(crate) fn new(shared: Counter) -> Tally {
-        Tally { own: Default::default(), shared }
-    }
-
     pub(crate) fn add(&self, bytes: u64) {
-        self.own.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
+        self.own.fetch_add(bytes, Ordering::Relaxed);
+        self.asked.store(self.asks, Ordering::Relaxed);
         self.shared.inc_by(bytes);
     }
 
     /// Of this connection.
     pub(crate) fn get(&self) -> u64 {
-        self.own.load(std::sync::atomic::Ordering::Relaxed)
+        self.own.load(Ordering::Relaxed)
     }
 }
 
@@ -75,6 +110,17 @@ pub(crate) async fn tcp_and_tcp(a: &mut TcpStream, b: &mut TcpStream, carried: &
         tcp_to_tcp(&mut b_read, &mut a_write, &carried.response),
     )?;
     Ok(())
+}
+
+/// Ends a tunnel that rests: says so, and gives the other side time to do the same.
+pub(crate) async fn end(tunnel: &mut Tunnel) -> io::Result<()> {
+    let (reader, writer) = tunnel.split();
+    writer.finish()?;
+    let rest = async {
+        while reader.chunk().await?.is_some() {}
+        Ok(())
+    };
+    tokio::time::timeout(GOODBYE, rest).await.unwrap_or(Ok(()))
 }
 
 /// Reads what is there; the buffer is taken only when there is something, and grows for those who fill it.

@@ -93,6 +93,8 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     let readiness = Readiness::new();
     let registry = metrics::Registry::new();
     let (trigger, watch) = drain::channel();
+    // Configuration is followed, and open connections are judged by it, until the end.
+    let (configuring, configured) = drain::channel();
     let (builder, mesh) = MeshBuilder::new(MeshConfig {
         trust_domain: flags.trust_domain.as_str().into(),
         network: flags.network.as_str().into(),
@@ -127,17 +129,17 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     for placed in &shared.placed {
         shared.identities.prefetch(&placed.own);
     }
-    placed::follow(&flags, placed_handlers, &xds_metrics, &watch);
+    placed::follow(&flags, placed_handlers, &xds_metrics, &configured);
     let xds = xds_client::run(
         flags.xds(&[type_url::ADDRESS, type_url::AUTHORIZATION]),
         MeshHandler { builder },
         xds_metrics,
         readiness.task("xds"),
-        watch.clone(),
+        configured.clone(),
     );
     task::spawn("xds", xds);
-    task::spawn("policy", live::follow(shared.clone(), watch.clone()));
-    task::spawn("grants", grants::follow(shared.clone(), watch.clone()));
+    task::spawn("policy", live::follow(shared.clone(), configured.clone()));
+    task::spawn("grants", grants::follow(shared.clone(), configured));
     let path = flags.run_dir.join("handoff.sock");
     let handoff =
         handoff::run(path, flags.trust_domain.clone(), shared.clone(), workers, messages, readiness.task("handoff"));
@@ -150,6 +152,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     shared.drain.lock().take();
     let clean = trigger.drain(flags.drain_deadline()).await;
     handoff.abort();
+    drop(configuring);
     tracing::info!(clean, "drained");
     Ok(())
 }

@@ -16,7 +16,7 @@ use tokio::sync::broadcast;
 use xds_model::spiffe::SpiffeId;
 use xds_model::wds::{Service, Workload};
 
-use crate::copy::{Carried, Tally};
+use crate::copy::Carried;
 use labels::TcpLabels;
 
 /// Events a slow reader may lag behind before it misses some.
@@ -134,10 +134,7 @@ impl Telemetry {
     pub(crate) fn opened(&self, report: Report, started: Instant) -> Open {
         let labels = TcpLabels::new(&report, "-");
         self.opened.get_or_create(&labels).inc();
-        let carried = Carried {
-            request: Tally::new(self.received.get_or_create_owned(&labels)),
-            response: Tally::new(self.sent.get_or_create_owned(&labels)),
-        };
+        let carried = Carried::new(self.received.get_or_create_owned(&labels), self.sent.get_or_create_owned(&labels));
         tracing::debug!(target: "access", reporter = ?report.reporter, "src.addr" = %report.src, "dst.addr" = %report.dst, "connection opened");
         Open { telemetry: self.clone(), report, labels, carried, started, done: false }
     }

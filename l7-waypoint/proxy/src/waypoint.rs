@@ -41,6 +41,8 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     let readiness = Readiness::new();
     let registry = metrics::Registry::new();
     let (trigger, watch) = drain::channel();
+    // Configuration is followed until the end.
+    let (configuring, configured) = drain::channel();
     let identities = IdentityManager::new(flags.ca(), tokio::runtime::Handle::current());
     let (builder, mesh) = MeshBuilder::new(MeshConfig {
         trust_domain: flags.trust_domain.as_str().into(),
@@ -78,7 +80,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     crate::admin::serve(admin, public, &flags, &watch).await?;
     let types = [type_url::CLUSTER, type_url::ENDPOINT, type_url::LISTENER, type_url::EXTENSION, type_url::WORKLOAD];
     let metrics = xds_client::Metrics::register(&registry);
-    task::spawn("xds", xds_client::run(flags.xds(&types), handler, metrics, readiness.task("xds"), watch.clone()));
+    task::spawn("xds", xds_client::run(flags.xds(&types), handler, metrics, readiness.task("xds"), configured));
     let certificate = readiness.task("certificate");
     let first = identities.clone();
     task::spawn("certificate", async move {
@@ -93,8 +95,14 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     drop(watch);
 
     shutdown_signal().await;
-    listening.cancel();
-    let clean = trigger.drain(flags.drain_deadline()).await;
+    let deadline = flags.drain_deadline();
+    // Callers hear a little later than we do that our address is not to be used any more.
+    let stop_listening = async {
+        tokio::time::sleep(deadline / 2).await;
+        listening.cancel();
+    };
+    let (clean, ()) = tokio::join!(trigger.drain(deadline), stop_listening);
+    drop(configuring);
     tracing::info!(clean, "drained");
     Ok(())
 }

@@ -40,7 +40,7 @@ impl<W: Clone + 'static> Workers<W> {
                                 Some(job) => job(state.clone()),
                                 None => break,
                             },
-                            () = drain.signaled() => break,
+                            _ = drain.signaled() => break,
                         }
                     }
                     // Connections hold watches of their own; the process waits for those and then ends.

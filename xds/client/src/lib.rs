@@ -104,7 +104,7 @@ pub async fn run(
     loop {
         let started = Instant::now();
         let ended = tokio::select! {
-            () = drain.signaled() => return,
+            _ = drain.signaled() => return,
             ended = stream::run(&config, &mut handler, &mut state, &metrics, &mut ready) => ended,
         };
         metrics.terminated(ended.reason());
@@ -125,7 +125,7 @@ pub async fn run(
             said = reason;
         }
         tokio::select! {
-            () = drain.signaled() => return,
+            _ = drain.signaled() => return,
             // Jitter keeps a fleet from reconnecting in step after the control plane's restart.
             () = tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))) => {}
         }

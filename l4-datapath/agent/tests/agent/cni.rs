@@ -208,11 +208,8 @@ fn a_pod_whose_namespace_vanishes_is_removed() {
     assert!(a.sandbox.call(&node, "CHECK", &previous(&a)).success);
 }
 
-#[test]
-fn a_chained_call_takes_over_another_plugins_device() {
-    let node = started();
-    let sandbox = Sandbox::new("chained");
-    // What another plugin would have made.
+/// What another plugin would have made of a pod.
+fn connect_otherwise(node: &Node, sandbox: &Sandbox, address: [u8; 4]) {
     let (node_fd, pod_fd) = (node.netns(), l4_netns::open(std::path::Path::new(&sandbox.path())).unwrap());
     run_in(node_fd.as_fd(), || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -221,16 +218,58 @@ fn a_chained_call_takes_over_another_plugins_device() {
             let wiring = l4_netns::PodWiring {
                 netns: pod_fd.as_fd(),
                 ifname: "eth0",
-                host_device: "other0",
-                v4: Some([10, 99, 0, 2].into()),
+                host_device: &format!("other{}", address[3]),
+                v4: Some(address.into()),
                 v6: None,
                 mtu: 1500,
             };
             let wired = l4_netns::wire(&netlink, &wiring).await.unwrap();
-            l4_netns::activate(&netlink, &wired, &[[10, 99, 0, 2].into()]).await.unwrap();
+            l4_netns::activate(&netlink, &wired, &[address.into()]).await.unwrap();
         });
     })
     .unwrap();
+}
+
+#[test]
+fn pods_of_another_plugin_are_taken_over_without_a_restart() {
+    let mut node = Node::new();
+    // One of this node's own range: it must not be given out.
+    let (a, b) = (Sandbox::new("a"), Sandbox::new("b"));
+    for (sandbox, last) in [(&a, 2), (&b, 3)] {
+        connect_otherwise(&node, sandbox, [10, 88, 0, last]);
+        let (container, netns, pod) = (&sandbox.container, sandbox.path(), &sandbox.pod);
+        let result = json!({"kind": "cniCacheV1", "containerId": container, "ifName": "eth0", "networkName": "other", "netns": netns,
+            "cniArgs": [["K8S_POD_NAMESPACE", "shop"], ["K8S_POD_NAME", pod], ["K8S_POD_UID", format!("uid-{pod}")]]});
+        std::fs::write(node.cni_results().join(format!("other-{container}-eth0")), result.to_string()).unwrap();
+        node.describe(pod, &format!("app: {pod}"));
+    }
+    node.write("policy.yaml", "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: closed, namespace: shop}\nspec: {podSelector: {matchLabels: {app: b}}, policyTypes: [Ingress]}\n");
+    node.start();
+    let status = node.status();
+    let ips: Vec<_> = status["pods"].as_array().unwrap().iter().map(|pod| (&pod["name"], &pod["ips"])).collect();
+    assert_eq!(ips, [(&json!("a"), &json!(["10.88.0.2"])), (&json!("b"), &json!(["10.88.0.3"]))], "{status}");
+    let chained =
+        r#","prevResult":{"cniVersion":"1.1.0","interfaces":[{"name":"eth0"}],"ips":[{"address":"10.88.0.2/24"}]}"#;
+    let check = a.call(&node, "CHECK", chained);
+    assert!(check.success, "{}", check.json);
+    let c = node.pod("c");
+    assert_eq!(c.v4.to_string(), "10.88.0.4");
+    let [to_a, to_b] = [2, 3].map(|last| std::net::IpAddr::from([10, 88, 0, last]));
+    a.serve(8080);
+    b.serve(8080);
+    assert!(c.connects(to_a, 8080));
+    assert!(!c.connects(to_b, 8080), "policy is not in force: {}", node.status());
+    // It goes as it came: by the runtime, and the device stays the other plugin's.
+    assert!(a.call(&node, "DEL", chained).success);
+    assert_eq!(node.status()["pods"].as_array().unwrap().len(), 2);
+    assert!(a.inside(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap().contains("eth0")));
+}
+
+#[test]
+fn a_chained_call_takes_over_another_plugins_device() {
+    let node = started();
+    let sandbox = Sandbox::new("chained");
+    connect_otherwise(&node, &sandbox, [10, 99, 0, 2]);
     let previous = r#","prevResult":{"cniVersion":"1.1.0","interfaces":[{"name":"eth0","vendor":1}],"ips":[{"address":"10.99.0.2/24"}]}"#;
     let added = sandbox.call(&node, "ADD", previous);
     assert!(added.success, "{}", added.json);

@@ -119,11 +119,17 @@ impl Node {
             agent: None,
         };
         std::fs::create_dir_all(node.objects()).expect("folder");
+        std::fs::create_dir_all(node.cni_results()).expect("folder");
         node
     }
 
     pub(crate) fn objects(&self) -> PathBuf {
         self.folder.path().join("objects")
+    }
+
+    /// What the runtime's CNI library keeps.
+    pub(crate) fn cni_results(&self) -> PathBuf {
+        self.folder.path().join("cni-results")
     }
 
     pub(crate) fn status_file(&self) -> String {
@@ -166,6 +172,7 @@ impl Node {
         let status_source = format!("dir:{}", status.display());
         command.args(["--node-name", &self.name, "--source", &source, "--source", &status_source]);
         command.arg("--run-dir").arg(self.run_dir()).arg("--bpffs").arg(&self.bpffs);
+        command.arg("--cni-results-dir").arg(self.cni_results());
         command.arg("--cgroup").arg(&self.cgroup).arg("--status-dir").arg(status);
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path()).expect("log");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
@@ -338,6 +345,24 @@ impl Sandbox {
         self.call(node, "ADD", "")
     }
 
+    /// See [`Pod::serve`].
+    pub(crate) fn serve(&self, port: u16) {
+        let (tcp, udp) = self.inside(|| {
+            (TcpListener::bind(("::", port)).expect("listen"), UdpSocket::bind(("::", port)).expect("bind"))
+        });
+        std::thread::spawn(move || {
+            for stream in tcp.incoming().flatten() {
+                std::thread::spawn(move || echo(stream));
+            }
+        });
+        std::thread::spawn(move || {
+            let mut buffer = [0; 1500];
+            while let Ok((length, peer)) = udp.recv_from(&mut buffer) {
+                let _sent = udp.send_to(&buffer[..length], peer);
+            }
+        });
+    }
+
     /// Runs something inside the pod's namespace.
     pub(crate) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let fd = l4_netns::open(self.netns.path()).expect("namespace");
@@ -364,20 +389,7 @@ impl Pod {
 
     /// An echo server for TCP and UDP on all addresses of the pod, until the process ends.
     pub(crate) fn serve(&self, port: u16) {
-        let (tcp, udp) = self.sandbox.inside(|| {
-            (TcpListener::bind(("::", port)).expect("listen"), UdpSocket::bind(("::", port)).expect("bind"))
-        });
-        std::thread::spawn(move || {
-            for stream in tcp.incoming().flatten() {
-                std::thread::spawn(move || echo(stream));
-            }
-        });
-        std::thread::spawn(move || {
-            let mut buffer = [0; 1500];
-            while let Ok((length, peer)) = udp.recv_from(&mut buffer) {
-                let _sent = udp.send_to(&buffer[..length], peer);
-            }
-        });
+        self.sandbox.serve(port);
     }
 
     /// One connection from this pod, with one exchange.

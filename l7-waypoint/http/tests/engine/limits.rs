@@ -77,6 +77,7 @@ fn idle_clients_are_closed_and_drains_are_graceful() {
         });
         let mut busy = mesh.http1(info()).await;
         let mut idle = mesh.http2(info()).await;
+        let (mut kept, mut quiet) = (mesh.http1(info()).await, mesh.http1(info()).await);
         let pending = busy.send_request(get("/"));
         tokio::time::sleep(Duration::from_secs(1)).await;
         let trigger = mesh.trigger.borrow_mut().take().unwrap();
@@ -86,6 +87,14 @@ fn idle_clients_are_closed_and_drains_are_graceful() {
         assert_eq!(Answer::read(response).await.body, "late");
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert!(idle.ready().await.is_err(), "GOAWAY");
+        // A request that comes meanwhile on a kept connection is answered, and the answer says that it was the last.
+        let last = kept.send_request(get("/")).await.unwrap();
+        assert_eq!(last.headers()["connection"], "close");
+        Answer::read(last).await;
+        assert!(kept.ready().await.is_err());
+        assert!(quiet.ready().await.is_ok());
+        tokio::time::sleep(Duration::from_secs(15)).await;
+        assert!(quiet.ready().await.is_err(), "closed before the drain's deadline");
         let Mesh { watch, engine, .. } = mesh;
         drop((watch, engine));
         assert!(drained.await.unwrap());

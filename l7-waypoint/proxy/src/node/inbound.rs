@@ -44,7 +44,7 @@ pub(crate) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, tcp: TcpStream, cl
     loop {
         let next = tokio::select! {
             next = server.accept() => next,
-            () = drain.signaled(), if !draining => {
+            _ = drain.signaled(), if !draining => {
                 draining = true;
                 server.drain();
                 continue;
@@ -79,7 +79,7 @@ fn blank_report(worker: &Worker, pod: &Pod, src: SocketAddr, dst: SocketAddr) ->
 }
 
 /// One CONNECT.
-async fn tunnel(worker: Arc<Worker>, pod: Arc<Pod>, inbound: Inbound, local: SocketAddr, watch: drain::Watch) {
+async fn tunnel(worker: Arc<Worker>, pod: Arc<Pod>, inbound: Inbound, local: SocketAddr, mut watch: drain::Watch) {
     let shared = worker.shared.clone();
     let started = Instant::now();
     let mut report = blank_report(&worker, &pod, inbound.peer_addr(), local);
@@ -134,13 +134,13 @@ async fn tunnel(worker: Arc<Worker>, pod: Arc<Pod>, inbound: Inbound, local: Soc
     let outcome = tokio::select! {
         outcome = copy::tunnel_and_tcp(&mut tunnel, &mut app, open.carried()) => outcome.map_err(|error| Failure::new("-", error)),
         denied = registered.denied() => Err(denied),
+        () = open.carried().rest(&mut watch) => copy::end(&mut tunnel).await.map_err(|error| Failure::new("-", error)),
     };
     if outcome.is_err() {
         tunnel.split().1.reset();
         sockets::reset(app);
     }
     open.close(outcome);
-    drop(watch);
 }
 
 /// Where the authority leads inside this pod, or the status that refuses it.

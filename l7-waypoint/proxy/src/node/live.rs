@@ -116,7 +116,7 @@ pub(crate) async fn follow(shared: Arc<Shared>, mut drain: drain::Watch) {
     loop {
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
-            () = drain.signaled() => return,
+            _ = drain.signaled() => return,
         }
         let mesh = shared.mesh.load_full();
         shared.live.reconsider(&mesh);

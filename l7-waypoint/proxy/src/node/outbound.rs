@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::{HeaderMap, HeaderValue};
-use l7_hbone::{Baggage, ConnectRequest, PoolKey, forwarded_value};
+use l7_hbone::{Baggage, ConnectError, ConnectRequest, PoolKey, Tunnel, forwarded_value};
+use strata_runtime::drain;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use xds_model::spiffe::SpiffeId;
 use xds_model::wds::{Peer, ResolveError, Service, Upstream, Via, Workload, WorkloadType, unmapped};
@@ -19,6 +21,8 @@ use crate::telemetry::{Failure, Report, Reporter, Security};
 
 /// Draws before an endpoint behind a short-cut is taken all the same: then it is most likely the only one.
 const MAX_DRAWS: usize = 16;
+/// Addresses a tunnel is tried at: one that has just gone is still known for a moment.
+const MAX_ADDRESSES: usize = 3;
 
 /// One captured connection of `pod`.
 pub(crate) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, client: TcpStream, client_addr: SocketAddr) {
@@ -43,6 +47,8 @@ pub(crate) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, client: TcpStream,
         worker,
         pod,
         client,
+        watch,
+        tried: Vec::new(),
         report: Report {
             reporter: Reporter::Source,
             source: None,
@@ -59,13 +65,16 @@ pub(crate) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, client: TcpStream,
     };
     connection.report.source_identity = Some(connection.pod.identity.clone());
     connection.run(original).await;
-    drop(watch);
 }
 
 struct Outbound {
     worker: Arc<Worker>,
     pod: Arc<Pod>,
     client: TcpStream,
+    /// Held until the connection is over.
+    watch: drain::Watch,
+    /// Where nobody took the tunnel.
+    tried: Vec<SocketAddr>,
     report: Report,
     started: Instant,
 }
@@ -83,7 +92,25 @@ impl Outbound {
         if let Some(number) = self.placed(&source, original, seed) {
             return self.govern(number, original).await;
         }
-        match self.resolve(&source, original, seed) {
+        let mut upstream = self.resolve(&source, original, seed);
+        while let Ok(Upstream::Hbone { addr, authority, identities, peer, via }) = upstream {
+            self.set_peer(peer, true);
+            let here = match via {
+                Via::Endpoint => self.worker.shared.pods.by_ip(authority.ip()),
+                Via::Waypoint => None,
+            };
+            if let Some(pod) = here {
+                return self.same_node(pod, authority).await;
+            }
+            match self.open_tunnel(&source, addr, authority, identities).await {
+                Ok(tunnel) => return self.carry(tunnel).await,
+                Err(error) => match self.elsewhere(&source, original, addr, &error) {
+                    Some(other) => upstream = Ok(other),
+                    None => return self.fail(Failure::new(error.response_flag(), error)),
+                },
+            }
+        }
+        match upstream {
             Err(error) => {
                 self.report.service =
                     self.worker.shared.mesh.load().service_by_vip(original.ip(), &source.namespace).cloned();
@@ -106,18 +133,30 @@ impl Outbound {
                     Err(error) => self.fail(Failure::connect(format_args!("{hostname}: {error}"))),
                 }
             }
-            Ok(Upstream::Hbone { addr, authority, identities, peer, via }) => {
-                self.set_peer(peer, true);
-                let here = match via {
-                    Via::Endpoint => self.worker.shared.pods.by_ip(authority.ip()),
-                    Via::Waypoint => None,
-                };
-                match here {
-                    Some(pod) => self.same_node(pod, authority).await,
-                    None => self.tunnel(&source, addr, authority, identities).await,
-                }
-            }
+            // Dealt with above.
+            Ok(Upstream::Hbone { .. }) => {}
         }
+    }
+
+    /// Another address to try, after one where nobody took the tunnel. The client waits meanwhile: nothing is lost.
+    fn elsewhere(
+        &mut self,
+        source: &Workload,
+        original: SocketAddr,
+        addr: SocketAddr,
+        error: &ConnectError,
+    ) -> Option<Upstream> {
+        self.tried.push(addr);
+        if !error.is_unreachable() || self.tried.len() >= MAX_ADDRESSES || self.started.elapsed() >= CONNECT_TIMEOUT {
+            return None;
+        }
+        let mesh = self.worker.shared.mesh.load();
+        let draw = |_| mesh.resolve_outbound(source, original, rand::random()).ok();
+        let other = (0..MAX_DRAWS)
+            .filter_map(draw)
+            .find(|upstream| matches!(upstream, Upstream::Hbone { addr, .. } if !self.tried.contains(addr)))?;
+        tracing::debug!(pod = self.pod.info.uid, %addr, %error, "nobody takes the tunnel there, another address is tried");
+        Some(other)
     }
 
     /// The kernel draws a backend first and keeps the connection to itself if it holds a short-cut to it. What comes
@@ -185,7 +224,11 @@ impl Outbound {
         };
         let _ = upstream.set_nodelay(true); // see local::open
         let open = self.worker.shared.telemetry.opened(self.report.clone(), self.started);
-        match copy::tcp_and_tcp(&mut self.client, &mut upstream, open.carried()).await {
+        let outcome = tokio::select! {
+            outcome = copy::tcp_and_tcp(&mut self.client, &mut upstream, open.carried()) => outcome,
+            () = open.carried().rest(&mut self.watch) => Ok(()),
+        };
+        match outcome {
             Ok(()) => open.close(Ok(())),
             Err(error) => {
                 sockets::reset(self.client);
@@ -224,6 +267,7 @@ impl Outbound {
         let outcome = tokio::select! {
             outcome = copy::tcp_and_tcp(&mut self.client, &mut app, near.carried()) => outcome.map_err(|error| Failure::new("-", error)),
             denied = registered.denied() => Err(denied),
+            () = near.carried().rest(&mut self.watch) => Ok(()),
         };
         far.carried().request.add(near.carried().request.get());
         far.carried().response.add(near.carried().response.get());
@@ -235,7 +279,13 @@ impl Outbound {
         near.close(outcome);
     }
 
-    async fn tunnel(mut self, source: &Workload, addr: SocketAddr, authority: SocketAddr, identities: Vec<SpiffeId>) {
+    async fn open_tunnel(
+        &mut self,
+        source: &Workload,
+        addr: SocketAddr,
+        authority: SocketAddr,
+        identities: Vec<SpiffeId>,
+    ) -> Result<Tunnel, ConnectError> {
         self.report.security = Security::MutualTls;
         self.report.hbone = Some(addr);
         let request = ConnectRequest {
@@ -248,13 +298,23 @@ impl Outbound {
             let netns = pod.netns.clone();
             async move { sockets::connect_from(&netns, addr).await }
         };
-        let mut tunnel = match self.worker.pool.connect(request, dial).await {
-            Ok(tunnel) => tunnel,
-            Err(error) => return self.fail(Failure::new(error.response_flag(), error)),
-        };
+        self.worker.pool.connect(request, dial).await
+    }
+
+    async fn carry(mut self, mut tunnel: Tunnel) {
         self.report.destination_identity = Some(tunnel.peer().clone());
         let open = self.worker.shared.telemetry.opened(self.report.clone(), self.started);
-        match copy::tcp_and_tunnel(&mut self.client, &mut tunnel, open.carried()).await {
+        let outcome = tokio::select! {
+            outcome = copy::tcp_and_tunnel(&mut self.client, &mut tunnel, open.carried()) => outcome,
+            () = open.carried().rest(&mut self.watch) => {
+                // The client hears first: what it sent from now on would be lost.
+                match self.client.shutdown().await {
+                    Ok(()) => copy::end(&mut tunnel).await,
+                    Err(error) => Err(error),
+                }
+            }
+        };
+        match outcome {
             Ok(()) => open.close(Ok(())),
             Err(error) => {
                 tunnel.split().1.reset();

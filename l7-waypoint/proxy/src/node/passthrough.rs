@@ -17,7 +17,7 @@ use crate::telemetry::{Failure, Report, Reporter, Security};
 /// One captured plaintext connection to `pod`.
 pub(crate) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, mut client: TcpStream, client_addr: SocketAddr) {
     let shared = worker.shared.clone();
-    let Some(watch) = shared.watch() else { return };
+    let Some(mut watch) = shared.watch() else { return };
     let started = Instant::now();
     let client_addr = unmapped(client_addr);
     let Ok(destination) = client.local_addr().map(unmapped) else { return };
@@ -58,11 +58,11 @@ pub(crate) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, mut client: TcpStr
     let outcome = tokio::select! {
         outcome = copy::tcp_and_tcp(&mut client, &mut app, open.carried()) => outcome.map_err(|error| Failure::new("-", error)),
         denied = registered.denied() => Err(denied),
+        () = open.carried().rest(&mut watch) => Ok(()),
     };
     if outcome.is_err() {
         sockets::reset(client);
         sockets::reset(app);
     }
     open.close(outcome);
-    drop(watch);
 }

@@ -91,7 +91,7 @@ async fn connection(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr, mut 
     loop {
         let next = tokio::select! {
             next = server.accept() => next,
-            () = drain.signaled(), if !draining => {
+            _ = drain.signaled(), if !draining => {
                 draining = true;
                 server.drain();
                 continue;
