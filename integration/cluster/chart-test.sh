@@ -66,9 +66,11 @@ faults = []
 CAPABILITIES = {"strata-agent": {"BPF", "NET_ADMIN", "SYS_ADMIN"}, "ztunnel": {"NET_ADMIN", "SYS_ADMIN"}}
 HOST_PATHS = {
     "strata-agent": {"/run/strata", "/sys/fs/bpf", "/run/netns", "/var/run/netns", "/sys/fs/cgroup", "/proc/sys/net",
-                     "/etc/cni/net.d", "/opt/cni/bin"},
+                     "/etc/cni/net.d", "/opt/cni/bin", "/var/lib/cni/results"},
     "ztunnel": {"/run/strata"},
 }
+# Ends the agents before Helm takes their permissions: a Job of its own, with permissions of its own.
+UNINSTALL = "strata-agent-uninstall"
 CLUSTERWIDE = {("", "pods"), ("", "nodes"), ("", "namespaces"), ("", "services"), ("discovery.k8s.io", "endpointslices"),
                ("networking.k8s.io", "networkpolicies"), ("events.k8s.io", "events")}
 
@@ -80,8 +82,9 @@ def load(path):
     for d in documents:
         if d["metadata"].get("labels", {}).get("app.kubernetes.io/part-of") != "strata":
             faults.append(f"{path}: {d['kind']}/{d['metadata']['name']} has not the labels of all")
-        if "helm.sh/hook" in d["metadata"].get("annotations", {}):
-            faults.append(f"{path}: {d['kind']}/{d['metadata']['name']} is a hook")
+        hook = d["metadata"].get("annotations", {}).get("helm.sh/hook")
+        if hook != ("pre-delete" if d["metadata"]["name"] == UNINSTALL else None):
+            faults.append(f"{path}: {d['kind']}/{d['metadata']['name']}: hook {hook}")
     return documents
 
 def check_pod(where, name, spec):
@@ -119,18 +122,20 @@ def check_rbac(where, documents):
             pairs = {(group, resource) for group in rule["apiGroups"] for resource in rule["resources"]}
             if role["kind"] == "ClusterRole" and not pairs <= CLUSTERWIDE:
                 faults.append(f"{where}: ClusterRole {role['metadata']['name']} may reach {pairs - CLUSTERWIDE}")
-            if "*" in rule["verbs"] or not set(rule["verbs"]) <= {"get", "list", "watch", "create", "patch"}:
+            verbs = {"get", "delete"} if role["metadata"]["name"] == UNINSTALL else {"get", "watch", "create", "patch"}
+            if not set(rule["verbs"]) <= verbs | {"list"}:
                 faults.append(f"{where}: {role['kind']} {role['metadata']['name']} verbs {rule['verbs']}")
-            if role["kind"] == "Role" and rule.get("resourceNames") != ["strata-agent"]:
+            listing = role["metadata"]["name"] == UNINSTALL and rule["verbs"] == ["list"]
+            if role["kind"] == "Role" and not listing and rule.get("resourceNames") != ["strata-agent"]:
                 faults.append(f"{where}: Role {role['metadata']['name']} is not bound to a name")
     for binding in documents:
         if binding["kind"].endswith("Binding") and "subjects" in binding:
-            if [s["name"] for s in binding["subjects"]] != ["strata-agent"]:
+            if [s["name"] for s in binding["subjects"]] != [binding["metadata"]["name"]]:
                 faults.append(f"{where}: {binding['kind']} {binding['metadata']['name']} is for {binding['subjects']}")
 
 def check_flags(where, container):
     """Flags and variables are those of the built processes."""
-    process = {"agent": "strata-agent", "istio-proxy": "strata-proxy"}[container["name"]]
+    process = {"agent": "strata-agent", "uninstall": "strata-agent", "istio-proxy": "strata-proxy"}[container["name"]]
     path = os.path.join(binaries, process)
     if not os.path.exists(path):
         faults.append(f"{path} is missing: make build")
@@ -159,6 +164,11 @@ for path in files:
     if chained != where.startswith("chained"):
         faults.append(f"{where}: chained is {chained}")
     check_rbac(where, documents)
+    job = next(d for d in documents if d["kind"] == "Job")["spec"]["template"]["spec"]
+    check_flags(f"{where}: {UNINSTALL}", job["containers"][0])
+    context = job["containers"][0]["securityContext"]
+    if not context["runAsNonRoot"] or context["capabilities"] != {"drop": ["ALL"]} or "volumes" in job:
+        faults.append(f"{where}: {UNINSTALL} has more rights than it needs")
 if len(files) != 2 * len(glob.glob(f"{chart}/profiles/*.yaml")) + 1:
     faults.append(f"only {len(files)} renderings")
 

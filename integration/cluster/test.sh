@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # test.sh: what only a real cluster can show. Brings the cluster up, checks the chart, plays every scene, upgrades and removes
-# Strata, and takes the cluster away (KEEP=1 leaves it). The cheap checks come first.
+# Strata; the same cluster anew with another CNI and Strata behind it; and takes it away (KEEP=1 leaves it). The cheap checks come
+# first.
 set -euo pipefail
 # shellcheck source=env.sh
 . "$(dirname "$0")/env.sh"
@@ -24,3 +25,6 @@ cd "$repository"
 cargo test --workspace --features strata-cluster/cluster-tests,compat-kubernetes/cluster-tests --test cluster -- --nocapture
 say "upgrade, rollback, uninstall"
 "$here/lifecycle.sh"
+"$here/down.sh" --wipe
+say "behind another CNI"
+"$here/chained.sh"

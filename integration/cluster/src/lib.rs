@@ -72,7 +72,7 @@ impl Cluster {
     /// The shop anew: what an earlier run left in place goes.
     fn shop(&self) -> Result<()> {
         let kubectl = &self.kubectl;
-        kubectl.words("delete namespace shop outside --ignore-not-found --timeout=90s")?;
+        kubectl.words("delete namespace shop outside --ignore-not-found --timeout=180s")?;
         for file in ["00-namespaces", "02-accounts", "03-pods", "04-services"] {
             let path = repository().join(format!("manifests/samples/shop/{file}.yaml"));
             // Server-side, so that the scenes' edits are merged with it and not with kubectl's own notes.

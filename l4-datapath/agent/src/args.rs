@@ -17,8 +17,8 @@ use crate::install::Installation;
 #[command(name = "strata-agent", version, max_term_width = 110)]
 pub(crate) struct Args {
     /// Name of this node, as in the Node object and in the pods' spec.nodeName
-    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
-    pub(crate) node_name: String,
+    #[arg(long, env = "NODE_NAME", value_name = "NAME", required_unless_present = "remove_daemonset")]
+    pub(crate) node_name: Option<String>,
     /// Folder of this node's sockets (cni.sock, handoff.sock, agent.sock) and of the agent's state (state/)
     #[arg(long, default_value = "/run/strata", value_name = "DIR")]
     pub(crate) run_dir: PathBuf,
@@ -39,6 +39,10 @@ pub(crate) struct Args {
     /// The agent's own DaemonSet. When that is deleted, the end of the agent takes everything back from the node
     #[arg(long, value_name = "NAMESPACE/NAME")]
     pub(crate) daemonset: Option<Named>,
+    /// Do not run: delete this DaemonSet of agents, wait until each has taken its node back, and exit. `helm uninstall`
+    /// does this first, while the agents may still write to the API server
+    #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "daemonset")]
+    pub(crate) remove_daemonset: Option<Named>,
     /// Folder to write the status of this node's pods to, as pods-NODE.yaml (with --source dir:PATH)
     #[arg(long, value_name = "DIR")]
     pub(crate) status_dir: Option<PathBuf>,
@@ -108,6 +112,11 @@ impl FromStr for Named {
 }
 
 impl Args {
+    /// The node's name; empty only with `--remove-daemonset`.
+    pub(crate) fn node(&self) -> &str {
+        self.node_name.as_deref().unwrap_or_default()
+    }
+
     /// Where the CNI plugin goes, if this agent is to put it anywhere.
     ///
     /// # Errors

@@ -60,13 +60,16 @@ fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     logging::init("strata-agent");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(run(args))
+    match &args.remove_daemonset {
+        Some(daemon_set) => runtime.block_on(sources::remove(&args, daemon_set)),
+        None => runtime.block_on(run(args)),
+    }
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {
     let (readiness, registry) = (Readiness::new(), Registry::new());
     let started = readiness.task("datapath");
-    let node: Arc<str> = args.node_name.as_str().into();
+    let node: Arc<str> = args.node().into();
     let names = Arc::new(ArcSwap::default());
     let publisher = Publisher::new(FLOW_LINES);
     let reporter = Reporter {

@@ -1,7 +1,7 @@
 //! Enrolment, listeners and short-cuts: carries out what [`crate::enrolment`] says.
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use compat_objects::ObjectSet;
 use l4_cni::code;
@@ -277,16 +277,24 @@ impl Agent {
         pod.rules_until = Some(drain_deadline());
     }
 
-    /// Ends the capture of a pod for good, its rules included.
-    pub(crate) async fn leave_mesh(&mut self, attachment: &AttachmentId) {
-        let Some(pod) = self.pods.get_mut(attachment) else { return };
-        pod.wanted = false;
-        self.step(attachment, Event::Wanted(false), Vec::new()).await;
-        let Some(pod) = self.pods.get_mut(attachment) else { return };
-        if pod.rules_until.take().is_some()
-            && let Err(error) = l4_netns::disable_capture(pod.netns.as_fd(), &capture_of(pod)).await
-        {
-            tracing::error!(%attachment, %error, "rules of the pod could not be removed");
+    /// Ends the capture of every pod for good: of new connections now, of open ones `after` a while, with the rules.
+    pub(crate) async fn leave_mesh(&mut self, after: Duration) {
+        let all: Vec<AttachmentId> = self.pods.keys().cloned().collect();
+        for attachment in &all {
+            if let Some(pod) = self.pods.get_mut(attachment) {
+                pod.wanted = false;
+                self.step(attachment, Event::Wanted(false), Vec::new()).await;
+            }
+        }
+        if self.pods.values().any(|pod| pod.rules_until.is_some()) {
+            tokio::time::sleep(after).await;
+        }
+        for (attachment, pod) in &mut self.pods {
+            if pod.rules_until.take().is_some()
+                && let Err(error) = l4_netns::disable_capture(pod.netns.as_fd(), &capture_of(pod)).await
+            {
+                tracing::error!(%attachment, %error, "rules of the pod could not be removed");
+            }
         }
     }
 

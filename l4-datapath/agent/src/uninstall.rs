@@ -3,10 +3,12 @@
 //! Order: no new pod meets the plugin, captured pods leave the mesh, programs and maps go. What carries packets stays:
 //! the pods' devices and routes need no program, and go with the pods.
 use std::path::Path;
-
-use l4_cni::protocol::AttachmentId;
+use std::time::Duration;
 
 use crate::agent::Agent;
+
+/// How long connections that a proxy carries may go on after the pods' capture ended.
+const REQUESTS_UNDER_WAY: Duration = Duration::from_secs(5);
 
 impl Agent {
     /// Undoes everything but the devices and routes of running pods. Each step is worth doing without the others:
@@ -17,10 +19,7 @@ impl Agent {
         {
             tracing::error!(%error, "the CNI plugin could not be removed from the node");
         }
-        let all: Vec<AttachmentId> = self.pods.keys().cloned().collect();
-        for attachment in &all {
-            self.leave_mesh(attachment).await;
-        }
+        self.leave_mesh(REQUESTS_UNDER_WAY).await;
         if let Err(error) = l4_loader::unload(bpffs) {
             tracing::error!(%error, "kernel programs and maps could not be removed");
         }
@@ -34,6 +33,6 @@ impl Agent {
                 tracing::error!(path = %path.display(), %error, "could not be removed");
             }
         }
-        tracing::info!(pods = all.len(), "Strata is off this node; pods keep their devices and routes");
+        tracing::info!(pods = self.pods.len(), "Strata is off this node; pods keep their devices and routes");
     }
 }

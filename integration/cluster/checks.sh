@@ -1,0 +1,82 @@
+# What lifecycle.sh and chained.sh check alike. Sourced after env.sh.
+# shellcheck shell=bash
+chart=$repository/manifests/charts/strata
+failures=0
+# check WHAT COMMAND...: says whether COMMAND succeeds, and counts.
+check() { if "${@:2}"; then note "ok: $1"; else printf '    FAILED: %s\n' "$1" >&2; failures=$((failures + 1)); fi; }
+# eventually COMMAND...: repeats COMMAND for half a minute, until it succeeds.
+eventually() { wait_for 30 "$*" "$@"; }
+helm_quiet() { helm "$@" > "$run/helm.log" 2>&1 || { cat "$run/helm.log" >&2; return 1; }; }
+
+# sandbox NAMESPACE NAME:NODE...: pods that serve HTTP on 8080 and can call; returns when they are Ready. A namespace of the name is
+# made if there is none.
+sandbox() {
+  local namespace=$1 pair
+  shift
+  kubectl get namespace "$namespace" > /dev/null 2>&1 || kubectl create namespace "$namespace" > /dev/null
+  for pair; do
+    kubectl -n "$namespace" apply -f - > /dev/null <<YAML
+apiVersion: v1
+kind: Pod
+metadata: {name: ${pair%:*}, labels: {app: ${pair%:*}}}
+spec:
+  nodeName: ${pair#*:}
+  terminationGracePeriodSeconds: 1
+  containers: [{name: app, image: "strata.io/echo:dev", args: [serve, --http, "8080"]}]
+YAML
+  done
+  kubectl -n "$namespace" wait pod --all --for=condition=Ready --timeout=60s > /dev/null
+}
+
+# answered LEAST FILE: in this report of strata-echo every request was answered, and there were at least LEAST.
+answered() {
+  python3 - "$1" "$2" <<'PYTHON'
+import json, sys
+report = json.load(open(sys.argv[2]))
+sys.exit(not (report["sent"] >= int(sys.argv[1]) and report["ok"] == report["sent"]))
+PYTHON
+}
+
+# traffic_during WHAT NAMESPACE SERVER COMMAND...: no request of the namespace's pod `client` to SERVER fails while COMMAND runs and a
+# little longer: fifty a second, each on a new connection.
+traffic_during() {
+  local what=$1 namespace=$2 server=$3 report=$run/traffic.json client
+  shift 3
+  timeout 300 kubectl -n "$namespace" exec client -- sh -c 'echo $$ > /tmp/pid; exec strata-echo call "http://$0:8080/" --count 0 --rate 50 --new-connection --timeout 2s' "$server" > "$report" &
+  client=$!
+  sleep 2
+  "$@"
+  sleep 5
+  timeout 20 kubectl -n "$namespace" exec client -- sh -c 'kill -TERM $(cat /tmp/pid)'
+  wait $client
+  note "$what: $(python3 -c 'import json,sys; r=json.load(open(sys.argv[1])); print(r["ok"], "of", r["sent"], "answered", r["errors"] or "")' "$report")"
+  check "$what: no request outside the mesh fails" answered 100 "$report"
+}
+
+# taken_over N: every running pod of node N with a network of its own is the agent's, under the address the API server shows.
+taken_over() {
+  kubectl get pods -A --field-selector "spec.nodeName=node-$1,status.phase=Running" -o json > "$run/shown.json"
+  "$here/on-node.sh" "$1" curl -s --max-time 10 --unix-socket /run/strata/agent.sock http://agent/status > "$run/known.json"
+  python3 - "$run/shown.json" "$run/known.json" <<'PYTHON'
+import json, sys
+shown, known = (json.load(open(path)) for path in sys.argv[1:])
+shown = {p["status"]["podIP"] for p in shown["items"] if not p["spec"].get("hostNetwork")}
+known = {p["ips"][0] for p in known["pods"]}
+sys.exit(0 if shown and shown == known else f"the API server shows {sorted(shown)}, the agent knows {sorted(known)}")
+PYTHON
+}
+
+# The agents end a little after Helm says so: they take everything back while they end.
+agents_gone() { kubectl -n istio-system wait pod -l app.kubernetes.io/name=strata-agent --for=delete --timeout=60s > /dev/null; }
+gone() { [ -z "$("$here/on-node.sh" "$1" sh -c "ls -d $2 2>/dev/null")" ]; }
+unmarked() { [ -z "$(kubectl get pods -A -o 'jsonpath={range .items[*]}{.metadata.annotations.ambient\.istio\.io/redirection}{end}')" ]; }
+# left_nothing: after an uninstall nothing of Strata is on the nodes, and no pod says that it is captured.
+left_nothing() {
+  local n path
+  for n in $NODES; do
+    for path in '/etc/cni/net.d/*strata*' /opt/cni/bin/strata-cni /sys/fs/bpf/strata '/run/strata/*'; do
+      check "node-$n: $path is gone" gone "$n" "$path"
+    done
+  done
+  check "no pod says it is captured" unmarked
+}
