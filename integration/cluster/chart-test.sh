@@ -1,6 +1,6 @@
 #!/bin/bash
 # chart-test.sh: the Helm chart, without a cluster: lint, every profile rendered and examined (privileges, host folders,
-# RBAC, documentation, flags that exist), contradictory values refused by name. With KUBECONFIG set, the API server is
+# RBAC, documentation, flags that exist), contradictory values refused by name. Where the file KUBECONFIG is, the API server is
 # asked as well (server-side dry run of every profile). Exit code 1 and a list if anything is wrong.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -228,7 +228,7 @@ for fault in dict.fromkeys(faults):
 sys.exit(1 if faults else 0)
 X
 
-if [ -n "${KUBECONFIG:-}" ]; then
+if [ -f "${KUBECONFIG:-}" ]; then
   for profile in "$CHART"/profiles/*.yaml; do
     "$HELM" template strata "$CHART" -n istio-system --kube-version "$KUBE_VERSION" -f "$profile" --set resourceQuota.enabled=true,monitoring.dashboards.enabled=true \
       | kubectl apply --server-side --force-conflicts --dry-run=server -f - > "$OUT/server" 2>&1 || { cat "$OUT/server" >&2; fault "the API server refuses profile $(basename "$profile" .yaml)"; }

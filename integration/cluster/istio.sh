@@ -22,5 +22,6 @@ install() {
   note "$1"
   helm upgrade --install "$1" "$charts/$2" "${options[@]}" "${@:3}" > "$run/helm.log" 2>&1 || { cat "$run/helm.log" >&2; exit 1; }
 }
+"$here/ca.sh"
 install istio-base base
 install istiod istio-control/istio-discovery -f "$here/config/istiod.yaml" "${direct[@]}"

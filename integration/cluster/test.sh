@@ -20,6 +20,8 @@ finish() {
 "$here/chart-test.sh"
 trap finish EXIT
 "$here/cluster.sh"
+say "the API server's opinion of the chart"
+"$here/chart-test.sh"
 say "objects from the API server, and the scenes"
 cd "$repository"
 cargo test --workspace --features strata-cluster/cluster-tests,compat-kubernetes/cluster-tests --test cluster -- --nocapture

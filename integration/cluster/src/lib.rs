@@ -119,8 +119,8 @@ impl Cluster {
     /// # Errors
     /// If it does not answer.
     pub fn ask(&self, process: &str, path: &str) -> Result<String> {
-        if let Some((namespace, _)) = process.split_once('/') {
-            let pod = self.part(namespace, "gateway.networking.k8s.io/gateway-name=waypoint", None)?;
+        if let Some((namespace, gateway)) = process.split_once('/') {
+            let pod = self.part(namespace, &format!("gateway.networking.k8s.io/gateway-name={gateway}"), None)?;
             return self.kubectl.exec(namespace, &pod, &["/usr/local/bin/pilot-agent", "request", "GET", path]);
         }
         let (part, node) = process.split_once('-').unwrap_or((process, ""));

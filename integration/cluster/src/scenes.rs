@@ -4,6 +4,7 @@ mod bookinfo;
 mod nothing_lost;
 mod probes;
 mod tools;
+mod waypoints;
 
 use strata_lab::Result;
 use strata_lab::scenes::{self, Report};
@@ -32,7 +33,7 @@ pub enum Scene {
 #[must_use]
 pub fn all() -> Vec<Scene> {
     let lab = scenes::ALL.into_iter().filter(scenes::Scene::on_clusters).map(Scene::Lab);
-    let own = [probes::SCENE, tools::SCENE, bookinfo::SCENE, nothing_lost::SCENE].map(Scene::Own);
+    let own = [probes::SCENE, tools::SCENE, bookinfo::SCENE, waypoints::SCENE, nothing_lost::SCENE].map(Scene::Own);
     lab.chain(own).collect()
 }
 

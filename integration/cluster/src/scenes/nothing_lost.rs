@@ -9,10 +9,10 @@ use crate::SYSTEM;
 
 pub(super) const SCENE: Own = Own {
     number: 14,
-    title: "Nothing lost: rollouts, a drained node, no API server, no istiod",
+    title: "Nothing lost: rollouts, a drained node, a new root, no API server, no istiod",
     expect: "under 200 requests a second (half over kept connections, half over new ones) the application, the agents, the \
-             node proxies, the waypoint and istiod are rolled out anew, a node is drained, the API server is away for a \
-             minute and istiod for a minute while pods come and go: no request fails",
+             node proxies, the waypoint and istiod are rolled out anew, a node is drained, the mesh gets a new root, the API \
+             server is away for a minute and istiod for a minute while pods come and go: no request fails",
     play,
 };
 
@@ -40,6 +40,7 @@ fn play(act: &mut Act<'_>) -> Result<()> {
         restarted(act, what, namespace, object)?;
     }
     drained(act)?;
+    new_root(act)?;
     without_istiod(act)?;
     without_api_server(act)
 }
@@ -86,6 +87,59 @@ fn drained(act: &mut Act<'_>) -> Result<()> {
     act.kubectl().words("uncordon node-b")?;
     drained?;
     judge(act, "node-b drained", running)
+}
+
+/// The mesh's root is replaced, in the order Istio's documentation gives: both trusted, the new one signs, the old one is
+/// trusted no more. Certificates live for a day: those who hold one of the old CA are restarted before it goes.
+fn new_root(act: &mut Act<'_>) -> Result<()> {
+    act.type_this("Secret istio-system/cacerts: the next root beside the present one; the next one signs; the old one goes");
+    let running = traffic(act)?;
+    let old = chains(act)?;
+    act.cluster.script("ca.sh", &["add"])?;
+    act.wait("both roots to be trusted", |act| Ok(chains(act)?.iter().all(|chain| chain.roots == 2)))?;
+    act.cluster.script("ca.sh", &["switch"])?;
+    act.wait("istiod to sign by the next CA", |act| {
+        let log = act.kubectl().words(&format!("logs -n {SYSTEM} deployment/istiod --since=60s"))?;
+        Ok(log.contains("detected the newly added intermediate CA"))
+    })?;
+    for (namespace, object) in [(SYSTEM, "daemonset/ztunnel"), ("shop", "deployment/waypoint")] {
+        act.kubectl().words(&format!("rollout restart -n {namespace} {object}"))?;
+        act.kubectl().rolled_out(namespace, object, ROLLOUT)?;
+    }
+    act.wait("certificates by the next CA everywhere", |act| {
+        Ok(chains(act)?.iter().all(|chain| old.iter().all(|old| old.signer != chain.signer)))
+    })?;
+    act.cluster.script("ca.sh", &["drop"])?;
+    act.wait("the old root to be gone", |act| Ok(chains(act)?.iter().all(|chain| chain.roots == 1)))?;
+    std::thread::sleep(AFTER);
+    judge(act, "a new root", running)
+}
+
+/// Of one certificate in use: who signed it, and how many roots it comes with.
+#[derive(Debug)]
+struct Chain {
+    signer: String,
+    roots: usize,
+}
+
+/// Of every identity on both nodes and of the waypoint.
+fn chains(act: &Act<'_>) -> Result<Vec<Chain>> {
+    let mut all = Vec::new();
+    for (process, path) in
+        [("proxy-a", "/config_dump"), ("proxy-b", "/config_dump"), ("shop/waypoint", "/config_dump/strata")]
+    {
+        let dump: serde_json::Value =
+            serde_json::from_str(&act.cluster.ask(process, path)?).map_err(strata_lab::LabError::other)?;
+        for identity in dump["certificates"].as_array().into_iter().flatten() {
+            let list = |name: &str| identity[name].as_array().cloned().unwrap_or_default();
+            let signer = list("certChain").last().map(|last| last["serialNumber"].to_string()).unwrap_or_default();
+            all.push(Chain { signer, roots: list("rootCerts").len() });
+        }
+    }
+    if all.is_empty() {
+        return Err(strata_lab::LabError::Other("no process shows a certificate".into()));
+    }
+    Ok(all)
 }
 
 /// Pods come and go while nobody configures anything; the proxies serve what they know, and the new pods once it is back.
