@@ -1,6 +1,7 @@
 //! What is played on a cluster: the lab's scenes as they are, and scenes about what only a cluster has.
 mod act;
 mod bookinfo;
+mod mistakes;
 mod nothing_lost;
 mod probes;
 mod tools;
@@ -33,7 +34,8 @@ pub enum Scene {
 #[must_use]
 pub fn all() -> Vec<Scene> {
     let lab = scenes::ALL.into_iter().filter(scenes::Scene::on_clusters).map(Scene::Lab);
-    let own = [probes::SCENE, tools::SCENE, bookinfo::SCENE, waypoints::SCENE, nothing_lost::SCENE].map(Scene::Own);
+    let own = [probes::SCENE, tools::SCENE, bookinfo::SCENE, waypoints::SCENE, mistakes::SCENE, nothing_lost::SCENE]
+        .map(Scene::Own);
     lab.chain(own).collect()
 }
 

@@ -1,6 +1,7 @@
 //! What the agent reads out of the objects: pure functions.
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use compat_objects::core::{Node, Pod, PodIP, PodStatus};
 use compat_objects::{HasMeta as _, Object, ObjectKey, ObjectSet};
@@ -32,8 +33,23 @@ pub(crate) struct NodeFacts {
 /// Reads every Node. `uplink`: index of the device towards the others, if one was named.
 pub(crate) fn node_facts(objects: &ObjectSet, node: &str, uplink: Option<u32>) -> NodeFacts {
     let mut facts = NodeFacts::default();
-    for object in objects.nodes() {
-        let ranges = ranges(object, &mut facts.problems);
+    let mut nodes: Vec<&Arc<Node>> = objects.nodes().collect();
+    // Whoever had a range first keeps it, and this node its own: a mistake made later must not lead packets astray.
+    let age = |node: &Node| node.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    nodes.sort_by(|a, b| (a.name() != node, age(a), a.name()).cmp(&(b.name() != node, age(b), b.name())));
+    let mut owners: Vec<(IpNet, &str)> = Vec::new();
+    for object in nodes {
+        let mut ranges = ranges(object, &mut facts.problems);
+        ranges.retain(|range| {
+            let overlaps = |other: &IpNet| other.contains(range) || range.contains(other);
+            let Some((other, owner)) = owners.iter().find(|(other, _)| overlaps(other)) else { return true };
+            let name = object.name();
+            facts.problems.push(format!(
+                "Node {name}: spec.podCIDRs: {range} overlaps {other} of Node {owner}, its pods there cannot be reached"
+            ));
+            false
+        });
+        owners.extend(ranges.iter().map(|range| (*range, object.name())));
         let addresses = addresses(object, &mut facts.problems);
         facts.names.extend(addresses.iter().map(|address| (*address, object.name().to_owned())));
         if object.name() == node {

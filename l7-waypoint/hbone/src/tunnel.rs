@@ -3,7 +3,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use h2::{Reason, RecvStream, SendStream};
@@ -13,7 +15,11 @@ use xds_model::spiffe::SpiffeId;
 use crate::MAX_PIECE;
 use crate::pool::StreamGuard;
 
-/// An open CONNECT stream. Dropping it without shutting down the write half resets the stream.
+/// How long a tunnel that has ended our direction waits, after it was dropped, for the other side to end its own.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// An open CONNECT stream. Dropping it without shutting down the write half resets the stream; after that, the other side
+/// gets a moment to end its direction before the stream is reset, so that a clean end looks like one there.
 pub struct Tunnel {
     reader: TunnelReader,
     writer: TunnelWriter,
@@ -24,18 +30,24 @@ pub struct Tunnel {
 
 /// The half that receives.
 pub struct TunnelReader {
-    stream: RecvStream,
+    /// None only after it was dropped.
+    stream: Option<RecvStream>,
+    /// Nothing comes any more.
+    ended: bool,
+    /// Our own direction has ended.
+    finished: Arc<AtomicBool>,
     /// Received and not yet handed out; its window credit is returned as it is handed out.
     pending: Bytes,
     /// Credit of the piece handed out last by [`TunnelReader::chunk`].
     lent: usize,
-    _guard: Option<Arc<StreamGuard>>,
+    guard: Option<Arc<StreamGuard>>,
 }
 
 /// The half that sends.
 pub struct TunnelWriter {
     stream: SendStream<Bytes>,
     closed: bool,
+    finished: Arc<AtomicBool>,
     _guard: Option<Arc<StreamGuard>>,
 }
 
@@ -48,10 +60,17 @@ impl Tunnel {
         peer_addr: SocketAddr,
         guard: Option<StreamGuard>,
     ) -> Tunnel {
-        let guard = guard.map(Arc::new);
+        let (guard, finished) = (guard.map(Arc::new), Arc::new(AtomicBool::new(false)));
         Tunnel {
-            reader: TunnelReader { stream: recv, pending: Bytes::new(), lent: 0, _guard: guard.clone() },
-            writer: TunnelWriter { stream: send, closed: false, _guard: guard },
+            reader: TunnelReader {
+                stream: Some(recv),
+                ended: false,
+                finished: finished.clone(),
+                pending: Bytes::new(),
+                lent: 0,
+                guard: guard.clone(),
+            },
+            writer: TunnelWriter { stream: send, closed: false, finished, _guard: guard },
             authority,
             peer,
             peer_addr,
@@ -108,23 +127,47 @@ impl TunnelReader {
 
     /// Fills `pending`; leaves it empty at the end of the stream.
     fn poll_pending(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(stream) = &mut self.stream else { return Poll::Ready(Ok(())) };
         loop {
-            match ready!(self.stream.poll_data(cx)) {
+            match ready!(stream.poll_data(cx)) {
                 Some(Ok(data)) if data.is_empty() => {}
                 Some(Ok(data)) => {
                     self.pending = data;
                     return Poll::Ready(Ok(()));
                 }
-                Some(Err(error)) => return Poll::Ready(Err(to_io(error))),
-                None => return Poll::Ready(Ok(())),
+                Some(Err(error)) => {
+                    self.ended = true;
+                    return Poll::Ready(Err(to_io(error)));
+                }
+                None => {
+                    self.ended = true;
+                    return Poll::Ready(Ok(()));
+                }
             }
         }
     }
 
     fn release(&mut self, bytes: usize) {
-        if bytes > 0 {
+        if let Some(stream) = self.stream.as_mut().filter(|_| bytes > 0) {
             // Fails only for more credit than was taken, which the accounting above excludes.
-            let _ = self.stream.flow_control().release_capacity(bytes);
+            let _ = stream.flow_control().release_capacity(bytes);
+        }
+    }
+}
+
+impl Drop for TunnelReader {
+    fn drop(&mut self) {
+        if self.ended || !self.finished.load(Ordering::Relaxed) {
+            return;
+        }
+        if let (Some(mut stream), Ok(runtime)) = (self.stream.take(), tokio::runtime::Handle::try_current()) {
+            let guard = self.guard.take();
+            runtime.spawn(async move {
+                let rest = async { while let Some(Ok(_)) = stream.data().await {} };
+                // Late or not: dropping it is all that is left to do.
+                let _ = tokio::time::timeout(LINGER, rest).await;
+                drop(guard);
+            });
         }
     }
 }
@@ -183,6 +226,7 @@ impl TunnelWriter {
         if !self.closed {
             self.closed = true;
             self.stream.send_data(Bytes::new(), true).map_err(to_io)?;
+            self.finished.store(true, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -190,6 +234,7 @@ impl TunnelWriter {
     /// Aborts both directions: what a TCP reset is on the other side.
     pub fn reset(&mut self) {
         self.closed = true;
+        self.finished.store(false, Ordering::Relaxed);
         self.stream.send_reset(Reason::CANCEL);
     }
 }

@@ -92,7 +92,9 @@ fn drained(act: &mut Act<'_>) -> Result<()> {
 /// The mesh's root is replaced, in the order Istio's documentation gives: both trusted, the new one signs, the old one is
 /// trusted no more. Certificates live for a day: those who hold one of the old CA are restarted before it goes.
 fn new_root(act: &mut Act<'_>) -> Result<()> {
-    act.type_this("Secret istio-system/cacerts: the next root beside the present one; the next one signs; the old one goes");
+    act.type_this(
+        "Secret istio-system/cacerts: the next root beside the present one; the next one signs; the old one goes",
+    );
     let running = traffic(act)?;
     let old = chains(act)?;
     act.cluster.script("ca.sh", &["add"])?;

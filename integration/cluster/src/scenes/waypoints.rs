@@ -31,7 +31,8 @@ fn play(act: &mut Act<'_>) -> Result<()> {
         act.call("shop/checkout-1", "http://payments.shop/third --count 5 --timeout 2s")?;
         Ok(seen(act, "handmade", "/third")? > 0)
     });
-    let call = act.call("shop/checkout-1", "http://payments.shop/governed --count 100 --new-connection --timeout 2s")?;
+    let call =
+        act.call("shop/checkout-1", "http://payments.shop/governed --count 100 --new-connection --timeout 2s")?;
     let through = seen(act, "handmade", "/governed")?;
     let detail = format!("by hand: {} of {} answered, {through} seen by it", call.ok, call.sent);
     act.check_measured(
@@ -90,7 +91,8 @@ fn share(act: &mut Act<'_>, what: &str, path: &str, expected: f64) -> Result<()>
         &format!("http://payments.shop{path} --count {CALLS} --new-connection --timeout 2s"),
     )?;
     let (first, canary) = (seen(act, "waypoint", path)?, seen(act, "canary", path)?);
-    let detail = format!("{what}: {} of {} answered, {first} through waypoint, {canary} through canary", call.ok, call.sent);
+    let detail =
+        format!("{what}: {} of {} answered, {first} through waypoint, {canary} through canary", call.ok, call.sent);
     act.check_measured(
         &format!("{what}: no request is lost or ungoverned"),
         call.ok == CALLS && first + canary == CALLS,

@@ -47,6 +47,27 @@ status: {podIP: 10.2.0.5, podIPs: [{ip: 10.2.0.5}]}
 "#;
 
 #[test]
+fn a_range_belongs_to_who_had_it_first_and_to_this_node() {
+    let node = |name: &str, day: u8, range: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Node\nmetadata: {{name: {name}, creationTimestamp: 2026-01-0{day}T00:00:00Z}}\nspec: {{podCIDRs: [{range}]}}\nstatus: {{addresses: [{{type: InternalIP, address: 192.0.2.{day}}}]}}\n"
+        )
+    };
+    let text = [
+        node("a", 3, "10.2.0.128/25"),
+        node("n1", 2, "10.1.0.0/24"),
+        node("n2", 1, "10.2.0.0/24"),
+        node("z", 1, "10.1.0.0/16"),
+    ];
+    let facts = node_facts(&set(&text.concat()), "n1", None);
+    let via = NodeRoute::Via { pods: "10.2.0.0/24".parse().unwrap(), node: "192.0.2.1".parse().unwrap(), device: None };
+    assert_eq!(facts.routes, [NodeRoute::Own { pods: "10.1.0.0/24".parse().unwrap() }, via]);
+    assert_eq!(facts.problems.len(), 2);
+    assert!(facts.problems[0].contains("Node z: spec.podCIDRs: 10.1.0.0/16 overlaps 10.1.0.0/24 of Node n1"));
+    assert!(facts.problems[1].contains("Node a: spec.podCIDRs: 10.2.0.128/25 overlaps 10.2.0.0/24 of Node n2"));
+}
+
+#[test]
 fn nodes_become_ranges_addresses_and_routes() {
     let facts = node_facts(&set(CLUSTER), "n1", Some(4));
     assert_eq!(facts.pod_ranges.len(), 2);
