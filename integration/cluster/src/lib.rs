@@ -119,7 +119,9 @@ impl Cluster {
     /// # Errors
     /// If it does not answer.
     pub fn ask(&self, process: &str, path: &str) -> Result<String> {
-        if let Some((namespace, gateway)) = process.split_once('/') {
+        if let Some((namespace, waypoint)) = process.split_once('/') {
+            // The lab calls the pods NAME-1.
+            let gateway = waypoint.strip_suffix("-1").unwrap_or(waypoint);
             let pod = self.part(namespace, &format!("gateway.networking.k8s.io/gateway-name={gateway}"), None)?;
             return self.kubectl.exec(namespace, &pod, &["/usr/local/bin/pilot-agent", "request", "GET", path]);
         }

@@ -18,8 +18,8 @@ use crate::pool::StreamGuard;
 /// How long a tunnel that has ended our direction waits, after it was dropped, for the other side to end its own.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// An open CONNECT stream. Dropping it without shutting down the write half resets the stream; after that, the other side
-/// gets a moment to end its direction before the stream is reset, so that a clean end looks like one there.
+/// An open CONNECT stream. Dropping it resets the stream, unless one of the directions has ended: then the other is ended
+/// as well, and the other side gets a moment for its own, so that a clean end looks like one there.
 pub struct Tunnel {
     reader: TunnelReader,
     writer: TunnelWriter,
@@ -28,14 +28,20 @@ pub struct Tunnel {
     peer_addr: SocketAddr,
 }
 
+/// Which directions have ended cleanly.
+#[derive(Default)]
+struct Ends {
+    ours: AtomicBool,
+    theirs: AtomicBool,
+}
+
 /// The half that receives.
 pub struct TunnelReader {
     /// None only after it was dropped.
     stream: Option<RecvStream>,
-    /// Nothing comes any more.
-    ended: bool,
-    /// Our own direction has ended.
-    finished: Arc<AtomicBool>,
+    /// Nothing comes any more, cleanly or not.
+    over: bool,
+    ends: Arc<Ends>,
     /// Received and not yet handed out; its window credit is returned as it is handed out.
     pending: Bytes,
     /// Credit of the piece handed out last by [`TunnelReader::chunk`].
@@ -47,7 +53,7 @@ pub struct TunnelReader {
 pub struct TunnelWriter {
     stream: SendStream<Bytes>,
     closed: bool,
-    finished: Arc<AtomicBool>,
+    ends: Arc<Ends>,
     _guard: Option<Arc<StreamGuard>>,
 }
 
@@ -60,17 +66,17 @@ impl Tunnel {
         peer_addr: SocketAddr,
         guard: Option<StreamGuard>,
     ) -> Tunnel {
-        let (guard, finished) = (guard.map(Arc::new), Arc::new(AtomicBool::new(false)));
+        let (guard, ends) = (guard.map(Arc::new), Arc::new(Ends::default()));
         Tunnel {
             reader: TunnelReader {
                 stream: Some(recv),
-                ended: false,
-                finished: finished.clone(),
+                over: false,
+                ends: ends.clone(),
                 pending: Bytes::new(),
                 lent: 0,
                 guard: guard.clone(),
             },
-            writer: TunnelWriter { stream: send, closed: false, finished, _guard: guard },
+            writer: TunnelWriter { stream: send, closed: false, ends, _guard: guard },
             authority,
             peer,
             peer_addr,
@@ -136,11 +142,12 @@ impl TunnelReader {
                     return Poll::Ready(Ok(()));
                 }
                 Some(Err(error)) => {
-                    self.ended = true;
+                    self.over = true;
                     return Poll::Ready(Err(to_io(error)));
                 }
                 None => {
-                    self.ended = true;
+                    self.over = true;
+                    self.ends.theirs.store(true, Ordering::Relaxed);
                     return Poll::Ready(Ok(()));
                 }
             }
@@ -157,7 +164,7 @@ impl TunnelReader {
 
 impl Drop for TunnelReader {
     fn drop(&mut self) {
-        if self.ended || !self.finished.load(Ordering::Relaxed) {
+        if self.over || !self.ends.ours.load(Ordering::Relaxed) {
             return;
         }
         if let (Some(mut stream), Ok(runtime)) = (self.stream.take(), tokio::runtime::Handle::try_current()) {
@@ -226,7 +233,7 @@ impl TunnelWriter {
         if !self.closed {
             self.closed = true;
             self.stream.send_data(Bytes::new(), true).map_err(to_io)?;
-            self.finished.store(true, Ordering::Relaxed);
+            self.ends.ours.store(true, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -234,8 +241,17 @@ impl TunnelWriter {
     /// Aborts both directions: what a TCP reset is on the other side.
     pub fn reset(&mut self) {
         self.closed = true;
-        self.finished.store(false, Ordering::Relaxed);
+        self.ends.ours.store(false, Ordering::Relaxed);
         self.stream.send_reset(Reason::CANCEL);
+    }
+}
+
+impl Drop for TunnelWriter {
+    fn drop(&mut self) {
+        if self.ends.theirs.load(Ordering::Relaxed) {
+            // Fails if the stream is gone, which is as good.
+            let _ = self.finish();
+        }
     }
 }
 

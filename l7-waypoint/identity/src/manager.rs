@@ -24,6 +24,8 @@ use crate::certificate::WorkloadCertificate;
 const CONCURRENT_REQUESTS: usize = 8;
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const MAX_BACKOFF: Duration = Duration::from_secs(150);
+/// A caller ends the pause after a failure once it has lasted so long.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// After new roots, certificates are asked for within this time, so that not every node asks at once.
 const SPREAD: Duration = Duration::from_secs(2);
 /// A caller waits no longer than this for a first certificate.
@@ -132,7 +134,7 @@ impl IdentityManager {
                         (Some(certificate), _) if certificate.is_valid(SystemTime::now()) => {
                             return Ok(certificate.clone());
                         }
-                        (_, Some((_, at))) if *at + FIRST_BACKOFF <= asked => hurry.notify_one(),
+                        (_, Some((_, at))) if *at + PATIENCE <= asked => hurry.notify_one(),
                         (_, Some((reason, _))) => {
                             return Err(IdentityError::Unavailable {
                                 identity: identity.clone(),

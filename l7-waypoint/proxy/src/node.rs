@@ -20,6 +20,7 @@ use strata_handoff::ProxyMessage;
 use strata_runtime::admin::Admin;
 use strata_runtime::{Readiness, drain, metrics, shutdown_signal, task};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use xds_model::wds::{MeshBuilder, MeshConfig, MeshView, Workload};
 use xds_proto::type_url;
 
@@ -115,7 +116,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
         drain: Mutex::new(Some(watch.clone())),
     });
     let state = shared.clone();
-    let workers = Workers::start(flags.concurrency, &watch, move |_| {
+    let workers = Workers::start(flags.concurrency, &watch, CancellationToken::new(), move |_| {
         let pool = Pool::new(state.identities.clone(), PoolConfig::default());
         let placed = placed::engines(&state.placed, &state.mesh, &pool);
         Arc::new(Worker { pool, shared: state.clone(), placed })

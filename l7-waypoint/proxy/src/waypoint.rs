@@ -9,7 +9,7 @@ mod server;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
@@ -34,6 +34,9 @@ use connector::HboneConnector;
 use peers::MeshPeers;
 use server::Worker;
 
+/// How long connections towards others get to end when the last request is over.
+const GOODBYE: Duration = Duration::from_millis(300);
+
 /// Runs until SIGTERM, then drains.
 pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     let own = SpiffeId::new(&flags.trust_domain, &flags.namespace, &flags.service_account)
@@ -56,10 +59,11 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     let peers = Arc::new(MeshPeers::new(mesh.clone()));
 
     let listening = CancellationToken::new();
+    let closing = CancellationToken::new();
     let workers = {
         let (identities, mesh, own, snapshot) = (identities.clone(), mesh.clone(), own.clone(), snapshot.clone());
         let engines = engines.clone();
-        Workers::start(flags.concurrency, &watch, move |_| {
+        Workers::start(flags.concurrency, &watch, closing.clone(), move |_| {
             let pool = Pool::new(identities.clone(), PoolConfig::default());
             let connector = HboneConnector::new(pool, own.clone(), mesh.clone(), snapshot.clone());
             let mut config = EngineConfig::new(snapshot.clone(), engines.clone(), Rc::new(connector));
@@ -87,7 +91,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
         while let Err(error) = first.certificate(&own).await {
             // The manager has logged why.
             tracing::debug!(%error, "waiting for the own certificate");
-            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+            tokio::time::sleep(Duration::from_secs(3)).await;
         }
         drop(certificate);
     });
@@ -103,6 +107,9 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     };
     let (clean, ()) = tokio::join!(trigger.drain(deadline), stop_listening);
     drop(configuring);
+    // What is still open towards others ends as TLS and HTTP/2 want it.
+    closing.cancel();
+    tokio::time::sleep(GOODBYE).await;
     tracing::info!(clean, "drained");
     Ok(())
 }

@@ -3,6 +3,7 @@ use std::io;
 
 use strata_runtime::drain;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 /// Work handed to a thread, as a future made there.
 type Job<W> = Box<dyn FnOnce(W) + Send>;
@@ -16,19 +17,21 @@ pub(crate) struct Workers<W> {
 }
 
 impl<W: Clone + 'static> Workers<W> {
-    /// Starts `count` threads; `state` makes each one's own state, on the thread (it is cloned for each job).
+    /// Starts `count` threads; `state` makes each one's own state, on the thread (it is cloned for each job). The thread
+    /// lets go of it when it is told so by `closing`.
     ///
     /// # Errors
     /// If a thread cannot be started.
     pub(crate) fn start(
         count: u16,
         drain: &drain::Watch,
+        closing: CancellationToken,
         state: impl Fn(u16) -> W + Send + Clone + 'static,
     ) -> io::Result<Workers<W>> {
         let mut queues = Vec::with_capacity(usize::from(count));
         for number in 0..count {
             let (sender, mut jobs) = mpsc::channel::<Job<W>>(QUEUE);
-            let (state, mut drain) = (state.clone(), drain.clone());
+            let (state, mut drain, closing) = (state.clone(), drain.clone(), closing.clone());
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
                 let local = tokio::task::LocalSet::new();
@@ -45,6 +48,8 @@ impl<W: Clone + 'static> Workers<W> {
                     }
                     // Connections hold watches of their own; the process waits for those and then ends.
                     drop(drain);
+                    closing.cancelled().await;
+                    drop(state);
                     std::future::pending::<()>().await;
                 });
             })?;

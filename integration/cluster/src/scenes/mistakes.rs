@@ -116,7 +116,8 @@ fn fleeting_pods(act: &mut Act<'_>) -> Result<()> {
         act.kubectl().words(&format!("delete pod -n shop fleeting-{number} --force --grace-period=0"))?;
     }
     let gone = act.wait("the agent to have forgotten them", |act| {
-        let status: Value = serde_json::from_str(&act.cluster.ask("agent-b", "/status")?).map_err(LabError::other)?;
+        let status: Value =
+            serde_json::from_str(&act.cluster.ask("agent-node-b", "/status")?).map_err(LabError::other)?;
         let pods = status["pods"].as_array().cloned().unwrap_or_default();
         let left = pods.iter().any(|pod| pod["name"].as_str().is_some_and(|name| name.starts_with("fleeting")));
         Ok(!left && status["ready"] == true)
@@ -141,7 +142,7 @@ fn claimed_range(act: &mut Act<'_>) -> Result<()> {
     let address = r#"{"status":{"addresses":[{"type":"InternalIP","address":"10.99.0.99"}]}}"#;
     act.kubectl().run(&["patch", "node", "intruder", "--subresource=status", "--type=merge", "-p", address])?;
     let named = act.wait("the agent to name the intruder", |act| {
-        let status = act.cluster.ask("agent-a", "/status")?;
+        let status = act.cluster.ask("agent-node-a", "/status")?;
         Ok(status.contains("overlaps") && status.contains("Node intruder"))
     });
     let call = act.call("shop/checkout-1", "http://payments.shop/ --count 40 --new-connection --timeout 2s")?;

@@ -99,11 +99,9 @@ fn new_root(act: &mut Act<'_>) -> Result<()> {
     let old = chains(act)?;
     act.cluster.script("ca.sh", &["add"])?;
     act.wait("both roots to be trusted", |act| Ok(chains(act)?.iter().all(|chain| chain.roots == 2)))?;
+    let before = reloads(act)?;
     act.cluster.script("ca.sh", &["switch"])?;
-    act.wait("istiod to sign by the next CA", |act| {
-        let log = act.kubectl().words(&format!("logs -n {SYSTEM} deployment/istiod --since=60s"))?;
-        Ok(log.contains("detected the newly added intermediate CA"))
-    })?;
+    act.wait("istiod to sign by the next CA", |act| Ok(reloads(act)? > before))?;
     for (namespace, object) in [(SYSTEM, "daemonset/ztunnel"), ("shop", "deployment/waypoint")] {
         act.kubectl().words(&format!("rollout restart -n {namespace} {object}"))?;
         act.kubectl().rolled_out(namespace, object, ROLLOUT)?;
@@ -117,6 +115,12 @@ fn new_root(act: &mut Act<'_>) -> Result<()> {
     judge(act, "a new root", running)
 }
 
+/// How often istiod has taken over another CA.
+fn reloads(act: &Act<'_>) -> Result<usize> {
+    let log = act.kubectl().words(&format!("logs -n {SYSTEM} deployment/istiod"))?;
+    Ok(log.matches("detected the newly added intermediate CA").count())
+}
+
 /// Of one certificate in use: who signed it, and how many roots it comes with.
 #[derive(Debug)]
 struct Chain {
@@ -128,7 +132,7 @@ struct Chain {
 fn chains(act: &Act<'_>) -> Result<Vec<Chain>> {
     let mut all = Vec::new();
     for (process, path) in
-        [("proxy-a", "/config_dump"), ("proxy-b", "/config_dump"), ("shop/waypoint", "/config_dump/strata")]
+        [("proxy-node-a", "/config_dump"), ("proxy-node-b", "/config_dump"), ("shop/waypoint", "/config_dump/strata")]
     {
         let dump: serde_json::Value =
             serde_json::from_str(&act.cluster.ask(process, path)?).map_err(strata_lab::LabError::other)?;

@@ -7,6 +7,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt as _;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -74,8 +75,11 @@ impl HostPool {
             let ended = std::future::poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
             if ended.is_ok() {
                 let http1::Parts { io, read_buf, .. } = connection.into_parts();
-                // Nobody takes them unless it was an upgrade; dropping closes the stream.
-                let _ = parts.send(UpgradedParts { io: io.into_inner(), read: read_buf });
+                // Nobody takes them unless it was an upgrade.
+                if let Err(mut left) = parts.send(UpgradedParts { io: io.into_inner(), read: read_buf }) {
+                    // The other end may be gone already.
+                    let _ = left.io.shutdown().await;
+                }
             }
         });
         let connection = Connection { sender, upgraded, requests: 0, born: Instant::now(), local };
