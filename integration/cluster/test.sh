@@ -18,6 +18,8 @@ finish() {
 }
 "$here/build.sh"
 "$here/chart-test.sh"
+say "docs/istio-compatibility.md: the fields are those of the CRDs"
+diff <(python3 "$repository/integration/scripts/crd-fields.py" "$cluster") "$repository/istio-compat/translate/tests/data/crd-fields.txt"
 trap finish EXIT
 "$here/cluster.sh"
 say "the API server's opinion of the chart"

@@ -9,6 +9,7 @@ pub(crate) mod workloads;
 use std::collections::{BTreeMap, HashMap};
 
 use compat_objects::ObjectSet;
+use compat_objects::core::LabelSelector;
 
 use crate::{Faults, MeshOptions};
 pub(crate) use ports::{AppProtocol, ServicePort};
@@ -90,6 +91,23 @@ pub(crate) fn host_covers(pattern: &str, hostname: &str) -> bool {
 /// Whether labels hold every pair of a selector.
 pub(crate) fn selects(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
     selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+/// Whether a Kubernetes selector selects these labels; an operator that is not known selects nothing.
+pub(crate) fn selected(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool {
+    let expressions = selector.match_expressions.iter().flatten();
+    selector.match_labels.as_ref().is_none_or(|wanted| selects(wanted, labels))
+        && expressions.into_iter().all(|expression| {
+            let value = labels.get(&expression.key);
+            let listed = value.is_some_and(|value| expression.values.iter().flatten().any(|one| one == value));
+            match expression.operator.as_str() {
+                "In" => listed,
+                "NotIn" => !listed,
+                "Exists" => value.is_some(),
+                "DoesNotExist" => value.is_none(),
+                _ => false,
+            }
+        })
 }
 
 /// Whether an object of namespace `own` with this `exportTo` is seen in `viewer`.

@@ -14,6 +14,79 @@ pub(crate) fn build(mesh: &Mesh<'_>, faults: &mut Faults) {
     kinds(mesh.objects, faults);
     policies(mesh, faults);
     routes(mesh.objects, faults);
+    sessions(mesh.objects, faults);
+    connections(mesh.objects, faults);
+    outliers(mesh.objects, faults);
+}
+
+/// Sessions that nobody keeps.
+fn sessions(objects: &ObjectSet, faults: &mut Faults) {
+    let http = objects.http_routes().flat_map(|route| {
+        let key = ObjectKey::new(Kind::HTTPRoute, route.namespace(), route.name());
+        route.spec.rules.iter().map(move |rule| (key.clone(), rule.session_persistence.is_some())).enumerate()
+    });
+    let grpc = objects.grpc_routes().flat_map(|route| {
+        let key = ObjectKey::new(Kind::GRPCRoute, route.namespace(), route.name());
+        route.spec.rules.iter().map(move |rule| (key.clone(), rule.session_persistence.is_some())).enumerate()
+    });
+    for (index, (key, _)) in http.chain(grpc).filter(|(_, (_, asked))| *asked) {
+        let reason = "is not supported: requests of one session may reach different endpoints";
+        faults.warning(objects, &key, &format!("spec.rules[{index}].sessionPersistence"), reason);
+    }
+}
+
+/// Conditions on connections that a waypoint does not look at (nor does Istio's): only ports and, for TLS, the
+/// service's own name.
+fn connections(objects: &ObjectSet, faults: &mut Faults) {
+    for object in objects.virtual_services() {
+        let key = ObjectKey::new(Kind::VirtualService, object.namespace(), object.name());
+        let mut ignored = |list: &str, rule: usize, index: usize, fields: &[(&str, bool)]| {
+            for (field, _) in fields.iter().filter(|(_, set)| *set) {
+                let field = format!("spec.{list}[{rule}].match[{index}].{field}");
+                faults.warning(objects, &key, &field, "is not looked at by a waypoint: the rest of the match counts");
+            }
+        };
+        for (rule, tcp) in object.spec.tcp.iter().enumerate() {
+            for (index, found) in tcp.matches.iter().enumerate() {
+                let fields = [
+                    ("destinationSubnets", !found.destination_subnets.is_empty()),
+                    ("sourceSubnet", !found.source_subnet.is_empty()),
+                    ("sourceLabels", !found.source_labels.is_empty()),
+                    ("sourceNamespace", !found.source_namespace.is_empty()),
+                    ("gateways", !found.gateways.is_empty()),
+                ];
+                ignored("tcp", rule, index, &fields);
+            }
+        }
+        for (rule, tls) in object.spec.tls.iter().enumerate() {
+            for (index, found) in tls.matches.iter().enumerate() {
+                let fields = [
+                    ("destinationSubnets", !found.destination_subnets.is_empty()),
+                    ("sourceLabels", !found.source_labels.is_empty()),
+                    ("sourceNamespace", !found.source_namespace.is_empty()),
+                    ("gateways", !found.gateways.is_empty()),
+                ];
+                ignored("tls", rule, index, &fields);
+            }
+        }
+    }
+}
+
+/// Checks of endpoints that are not made.
+fn outliers(objects: &ObjectSet, faults: &mut Faults) {
+    for rule in objects.destination_rules() {
+        let key = ObjectKey::new(Kind::DestinationRule, rule.namespace(), rule.name());
+        let policies = std::iter::once(("spec.trafficPolicy".to_owned(), rule.spec.traffic_policy.as_ref()));
+        let subsets = rule.spec.subsets.iter().enumerate();
+        let subsets = subsets.map(|(i, s)| (format!("spec.subsets[{i}].trafficPolicy"), s.traffic_policy.as_ref()));
+        for (field, policy) in policies.chain(subsets) {
+            let outlier = policy.and_then(|policy| policy.outlier_detection.as_ref());
+            if outlier.is_some_and(|outlier| !outlier.outlier_detection_http_error_codes.is_empty()) {
+                let field = format!("{field}.outlierDetection.outlierDetectionHttpErrorCodes");
+                faults.warning(objects, &key, &field, "is not supported: every status of 500 and above counts");
+            }
+        }
+    }
 }
 
 /// Kinds that are read and not translated yet.

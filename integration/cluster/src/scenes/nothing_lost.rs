@@ -20,6 +20,8 @@ pub(super) const SCENE: Own = Own {
 const ROLLOUT: Duration = Duration::from_secs(180);
 /// After a change, so that what it broke is seen.
 const AFTER: Duration = Duration::from_secs(4);
+/// Connections that are kept.
+const KEPT: u64 = 4;
 const ORDERS: &str = "http://orders.shop:80/";
 
 fn play(act: &mut Act<'_>) -> Result<()> {
@@ -47,7 +49,7 @@ fn play(act: &mut Act<'_>) -> Result<()> {
 
 /// 100 requests a second over kept connections, 100 over new ones.
 fn traffic(act: &Act<'_>) -> Result<[Running; 2]> {
-    let flags = "--count 0 --rate 100 --concurrency 4 --timeout 5s";
+    let flags = format!("--count 0 --rate 100 --concurrency {KEPT} --timeout 5s");
     let kept = act.spawn("shop/checkout-1", &format!("{ORDERS} {flags}"))?;
     let fresh = act.spawn("shop/checkout-1", &format!("{ORDERS} {flags} --new-connection"))?;
     Ok([kept, fresh])
@@ -57,11 +59,16 @@ fn judge(act: &mut Act<'_>, what: &str, running: [Running; 2]) -> Result<()> {
     for (name, running) in ["kept connections", "new connections"].into_iter().zip(running) {
         let call: Call = running.finish()?;
         let detail = format!("{what}, {name}: {}", call.brief());
-        act.check_measured(
-            &format!("{what}: no request over {name} fails"),
-            call.failed() == 0 && call.sent > 200,
-            detail,
-        );
+        // A node proxy carries bytes and cannot tell a client that a kept connection ends: the request that meets its end
+        // may fail, one for each of them at most (docs/limits.md).
+        let (most, promise) = match (name, what) {
+            ("kept connections", "the node proxies rolled out" | "a new root") => {
+                (KEPT, "at most one request each fails")
+            }
+            _ => (0, "no request fails"),
+        };
+        let ok = call.failed() <= most && call.sent > 200;
+        act.check_measured(&format!("{what}: over {name} {promise}"), ok, detail);
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use compat_objects::core::LabelSelector;
 use compat_objects::gateway::{FromNamespaces, Gateway};
 use compat_objects::{HasMeta, ObjectKey, ObjectSet};
 use xds_proto::istio::workload as wds;
@@ -33,7 +34,8 @@ pub(crate) struct Waypoint {
     pub(crate) for_services: bool,
     pub(crate) for_workloads: bool,
     allowed: FromNamespaces,
-    selector: BTreeMap<String, String>,
+    /// Of namespaces; without one none is selected.
+    selector: Option<LabelSelector>,
 }
 
 /// Where a waypoint is reached.
@@ -80,7 +82,9 @@ impl Waypoint {
         match self.allowed {
             FromNamespaces::All => true,
             FromNamespaces::Same => namespace == self.key.namespace,
-            FromNamespaces::Selector => labels.is_some_and(|labels| super::selects(&self.selector, labels)),
+            FromNamespaces::Selector => {
+                self.selector.as_ref().zip(labels).is_some_and(|(selector, labels)| super::selected(selector, labels))
+            }
             FromNamespaces::None => false,
         }
     }
@@ -114,14 +118,14 @@ fn read(objects: &ObjectSet, gateway: &Gateway) -> Waypoint {
         .find(|listener| listener.protocol == "HBONE")
         .and_then(|listener| listener.allowed_routes.as_ref())
         .and_then(|routes| routes.namespaces.as_ref());
-    let selector = namespaces.and_then(|n| n.selector.as_ref()).and_then(|s| s.match_labels.clone());
+    let selector = namespaces.and_then(|n| n.selector.clone());
     Waypoint {
         address: address(gateway, &key),
         key,
         for_services,
         for_workloads,
         allowed: namespaces.and_then(|n| n.from).unwrap_or_default(),
-        selector: selector.unwrap_or_default(),
+        selector,
     }
 }
 

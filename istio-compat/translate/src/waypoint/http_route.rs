@@ -210,12 +210,21 @@ impl Builder<'_, '_> {
             return None;
         }
         let backend = &asked.backend_ref;
+        let kind = backend.kind.as_deref().unwrap_or("Service");
+        if kind != "Service" || !backend.group.as_deref().unwrap_or_default().is_empty() {
+            let reason = format!("{kind} cannot be mirrored to, only a Service can: nothing is mirrored");
+            self.error(at.object, &format!("{field}.requestMirror.backendRef.kind"), reason);
+            return None;
+        }
         let namespace = backend.namespace.as_deref().unwrap_or(&at.object.namespace);
         let field = format!("{field}.requestMirror.backendRef");
         let cluster = self.backend(at, &backend.name, namespace, backend.port, &field);
         Some(mirror(cluster, share.map(crate::pb::millionths)))
     }
 }
+
+/// Istio's name for a cluster that is nowhere: what is sent there is closed.
+const BLACK_HOLE: &str = "BlackHoleCluster";
 
 /// Whether a route is for a port of a service.
 fn is_attached(parents: &[ParentReference], service: &Service, port: &ServicePort) -> bool {
@@ -246,12 +255,22 @@ impl Builder<'_, '_> {
             if weight == 0 {
                 continue;
             }
+            let field = format!("spec.rules[0].backendRefs[{index}]");
+            let kind = backend.kind.as_deref().unwrap_or("Service");
+            if kind != "Service" || !backend.group.as_deref().unwrap_or_default().is_empty() {
+                let reason = format!(
+                    "{kind} is not supported as a backend, only Service is: its share of connections is closed"
+                );
+                self.error(&key, &format!("{field}.kind"), reason);
+                clusters.push((BLACK_HOLE.to_owned(), weight));
+                continue;
+            }
+            let other = backend.namespace.as_deref().unwrap_or(namespace);
             let destination = Destination {
-                host: format!("{}.{}.svc.{DOMAIN}", backend.name, backend.namespace.as_deref().unwrap_or(namespace)),
+                host: format!("{}.{other}.svc.{DOMAIN}", backend.name),
                 subset: String::new(),
                 port: backend.port.map(|number| PortSelector { number }),
             };
-            let field = format!("spec.rules[0].backendRefs[{index}]");
             let from = From { object: &key, field: &field };
             clusters.push((self.cluster_for(&destination, "tcp", port.number, from), weight));
         }

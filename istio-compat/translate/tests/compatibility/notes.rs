@@ -1,0 +1,94 @@
+//! What a probe cannot find out by itself.
+use crate::fields::Field;
+
+pub(crate) const HEAD: &str = "\
+# Which fields of Istio and the Gateway API are in force
+Made by a test that tries every field of the CRDs against the embedded control plane and looks at what proxies are sent and what is said
+(`UPDATE_DOCS=1 cargo test --workspace --test compatibility`; the fields are listed by `integration/scripts/crd-fields.py`). Not written by hand.
+
+- **honoured**: what proxies are sent changes with the field, and the engine serves it.
+- **approximated**: in force, not quite as with Envoy.
+- **refused**: an error names the field; what would be wrong without it is closed or left out, never opened.
+- **ignored, with a warning**: the object is in force without the field, and says so.
+- **no effect**: there is nothing here that the field could mean.
+
+Under **istiod** the same YAML is read by istiod itself, and Strata's proxies serve what it makes of it: there every field that istiod honours for
+waypoints arrives, and what the engine does not serve is named at the waypoint (`strata status`, its log, and for the recorded cases
+`l7-waypoint/route/tests/snapshots`). The embedded control plane's output is compared with istiod's, resource by resource, for the recorded cases.
+
+Read as a whole and named, but not translated by the embedded control plane: ServiceEntry, WorkloadEntry, Telemetry, Sidecar, EnvoyFilter, WasmPlugin,
+ProxyConfig, BackendTLSPolicy (what that closes stands in [limits](limits.md)). The lower layer honours NetworkPolicy (`networking.k8s.io/v1`) whole,
+and of Services ClusterIP, ports, selectors' EndpointSlices, `externalIPs`, LoadBalancer addresses, `internalTrafficPolicy`, session affinity and
+traffic distribution; no NodePort.
+
+Repeated below other fields and not listed twice: `spec.subsets[].trafficPolicy` and `spec.trafficPolicy.portLevelSettings[]` of DestinationRule,
+`spec.rules[].backendRefs[].filters[]` of routes (there only header modifiers are honoured, others are refused).
+";
+
+/// Kind (or `*`), beginning of the path, why it means nothing here.
+const WITHOUT: [(&str, &str, &str); 21] = [
+    ("ReferenceGrant", "spec.", "routes of Services need none, as with istiod: they are their own namespace's word"),
+    ("Gateway", "spec.listeners[].tls.", "a waypoint has one listener, for HBONE"),
+    ("Gateway", "spec.listeners[].hostname", "a waypoint has one listener, for HBONE"),
+    ("Gateway", "spec.listeners[].name", "a waypoint has one listener, for HBONE"),
+    ("Gateway", "spec.listeners[].port", "a waypoint has one listener, for HBONE"),
+    ("Gateway", "spec.listeners[].protocol", "a waypoint has one listener, for HBONE"),
+    ("Gateway", "spec.listeners[].allowedRoutes.kinds", "a waypoint takes routes of every kind"),
+    ("Gateway", "spec.tls.", "a waypoint has one listener, for HBONE"),
+    ("Gateway", "spec.allowedListeners.", "a waypoint has one listener, for HBONE"),
+    ("Gateway", "spec.defaultScope", "routes hang on Services"),
+    ("Gateway", "spec.infrastructure.", "for whoever makes the waypoint's Deployment (istiod)"),
+    (
+        "Gateway",
+        "spec.addresses[]",
+        "for whoever makes the waypoint's Deployment (istiod): with an address it is your own",
+    ),
+    ("*", "spec.useDefaultGateways", "routes hang on Services"),
+    ("*", "spec.parentRefs[].sectionName", "a Service's ports are told apart by `port`"),
+    ("HTTPRoute", "spec.hostnames[]", "routes of a Service take all hosts (Gateway API, GAMMA)"),
+    ("GRPCRoute", "spec.hostnames[]", "routes of a Service take all hosts (Gateway API, GAMMA)"),
+    ("TCPRoute", "spec.rules[].name", "a name for people"),
+    ("TLSRoute", "spec.rules[].name", "a name for people"),
+    ("DestinationRule", "spec.workloadSelector.", "selects callers' sidecars"),
+    (
+        "RequestAuthentication",
+        "spec.selector.",
+        "reaches sidecars; waypoints take targetRefs, and a policy without says that it has no effect",
+    ),
+    (
+        "RequestAuthentication",
+        "spec.jwtRules[].timeout",
+        "the control plane fetches keys ahead, with a deadline of its own",
+    ),
+];
+
+/// Fields that mean nothing here, and why.
+pub(crate) fn without(field: &Field) -> Option<&'static str> {
+    let fits = |kind: &str, prefix: &str| (kind == "*" || kind == field.kind) && field.under(prefix);
+    WITHOUT.iter().find(|(kind, prefix, _)| fits(kind, prefix)).map(|(_, _, reason)| *reason)
+}
+
+/// Kind, path, how it differs.
+const APPROXIMATED: [(&str, &str, &str); 3] = [
+    (
+        "DestinationRule",
+        "spec.trafficPolicy.loadBalancer.consistentHash.minimumRingSize",
+        "the ring is built like Envoy's, its points differ",
+    ),
+    (
+        "DestinationRule",
+        "spec.trafficPolicy.loadBalancer.consistentHash.ringHash.minimumRingSize",
+        "the ring is built like Envoy's, its points differ",
+    ),
+    (
+        "DestinationRule",
+        "spec.trafficPolicy.outlierDetection.minHealthPercent",
+        "is compared over all endpoints, not by priority",
+    ),
+];
+
+/// Fields that are in force, not quite as elsewhere.
+pub(crate) fn approximated(field: &Field) -> Option<&'static str> {
+    let found = APPROXIMATED.iter().find(|(kind, path, _)| *kind == field.kind && *path == field.path);
+    found.map(|(_, _, note)| *note)
+}
