@@ -45,8 +45,8 @@ fn parse(text: &str) -> Option<CniResult> {
     let cached: Cached = serde_json::from_str(text).ok()?;
     let (_, uid) = cached.cni_args.into_iter().find(|(name, _)| name == "K8S_POD_UID")?;
     let attachment = AttachmentId { container_id: cached.container_id, ifname: cached.if_name };
-    // Runtimes add every pod's loopback by the same library.
-    let is_pods = cached.kind == "cniCacheV1" && attachment.ifname != "lo";
+    // Runtimes add every pod's loopback by the same library, and meta-plugins further devices; a pod's own is eth0 (CRI).
+    let is_pods = cached.kind == "cniCacheV1" && attachment.ifname == "eth0";
     is_pods.then_some(CniResult { attachment, netns: cached.netns, uid })
 }
 
@@ -64,7 +64,7 @@ mod tests {
         };
         let folder = tempfile::tempdir().unwrap();
         for (name, text) in
-            [("ptp-0a-eth0", file("eth0")), ("cni-loopback-0a-lo", file("lo")), ("old", r#"{"ips":[]}"#.into())]
+            [("ptp-0a-eth0", file("eth0")), ("net-0a-net1", file("net1")), ("old", r#"{"ips":[]}"#.into())]
         {
             std::fs::write(folder.path().join(name), text).unwrap();
         }

@@ -154,6 +154,12 @@ impl Agent {
                 self.orphans.push(state);
                 continue;
             };
+            let known = |pod: &Pod| (&pod.state.pod.namespace, &pod.state.pod.name) == (&namespace, &name);
+            if self.pods.values().any(known) {
+                // An earlier sandbox of the same pod: the runtime will say when it is gone.
+                self.orphans.push(state);
+                continue;
+            }
             (state.pod.namespace, state.pod.name) = (namespace, name);
             match l4_netns::open(&state.netns) {
                 Ok(netns) => {

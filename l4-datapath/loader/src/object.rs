@@ -97,16 +97,35 @@ fn load_object(dir: &Path, pod: &PodLookup) -> Result<Ebpf, Error> {
     loader.load(OBJECT).map_err(|source| Error::Object { source: Box::new(source) })
 }
 
+/// How often a load that a signal interrupted is begun again.
+const LOAD_ATTEMPTS: u32 = 5;
+
+fn is_interrupted(error: &ProgramError) -> bool {
+    match error {
+        ProgramError::LoadError { io_error, .. } => io_error.raw_os_error() == Some(libc::EAGAIN),
+        _ => false,
+    }
+}
+
 fn load_program(object: &mut Ebpf, name: &str) -> Result<(OwnedFd, u32), Error> {
     let fail = |source| Error::Program { program: name.into(), source: Box::new(source) };
     let Some(program) = object.program_mut(name) else {
         return Err(Error::Missing { what: "program", name: name.into() });
     };
-    match program {
-        Program::CgroupSockAddr(program) => program.load().map_err(fail)?,
-        Program::SkLookup(program) => program.load().map_err(fail)?,
-        Program::SchedClassifier(program) => program.load().map_err(fail)?,
-        _ => return Err(Error::Missing { what: "program of a known type", name: name.into() }),
+    let mut attempts = 0;
+    loop {
+        let loaded = match program {
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::SkLookup(program) => program.load(),
+            Program::SchedClassifier(program) => program.load(),
+            _ => return Err(Error::Missing { what: "program of a known type", name: name.into() }),
+        };
+        match loaded {
+            Ok(()) => break,
+            // The verifier gives up when a signal waits for the thread (EAGAIN, bpf_check); libbpf asks again as well.
+            Err(error) if attempts < LOAD_ATTEMPTS && is_interrupted(&error) => attempts += 1,
+            Err(error) => return Err(fail(error)),
+        }
     }
     let fd = program.fd().map_err(fail)?.as_fd().try_clone_to_owned();
     let fd = fd.map_err(|source| fail(ProgramError::IOError(source)))?;

@@ -191,8 +191,10 @@ impl Lab {
         let spec = self.inner.processes.lock().get(process).ok_or_else(|| unknown(process))?.spec.clone();
         let fresh = process::Supervised::start(spec)?;
         let pid = fresh.pid();
-        // Both write to the same admin socket path: the newer one has it once it listens.
-        let is_new = || self.status_pid(process) == pid.map(u64::from);
+        // Both write to the same admin socket path: the newer one has it once it listens. The old one goes when the new one
+        // is Ready, as in a rollout.
+        let is_new =
+            || self.status_pid(process) == pid.map(u64::from) && self.admin_text(process, "/healthz/ready").is_ok();
         let waited = self.wait_until(&format!("the new {process}"), ready, is_new);
         let old = self.inner.processes.lock().insert(process.to_owned(), fresh);
         if let Some(mut old) = old {
