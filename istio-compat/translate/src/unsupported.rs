@@ -1,7 +1,9 @@
 //! Objects that have no effect, or not the one their writer may expect: each is named, none is passed over silently.
 use std::collections::BTreeSet;
 
-use compat_objects::istio::{Action, PolicyTargetReference};
+use compat_objects::istio::{
+    Action, ConnectionPoolSettings, LoadBalancerSettings, OutlierDetection, PolicyTargetReference,
+};
 use compat_objects::{HasMeta, Kind, ObjectKey, ObjectSet};
 
 use crate::Faults;
@@ -16,7 +18,7 @@ pub(crate) fn build(mesh: &Mesh<'_>, faults: &mut Faults) {
     routes(mesh.objects, faults);
     sessions(mesh.objects, faults);
     connections(mesh.objects, faults);
-    outliers(mesh.objects, faults);
+    traffic_policies(mesh.objects, faults);
 }
 
 /// Sessions that nobody keeps.
@@ -72,20 +74,53 @@ fn connections(objects: &ObjectSet, faults: &mut Faults) {
     }
 }
 
-/// Checks of endpoints that are not made.
-fn outliers(objects: &ObjectSet, faults: &mut Faults) {
+/// Parts of traffic policies that are read and have no effect.
+fn traffic_policies(objects: &ObjectSet, faults: &mut Faults) {
     for rule in objects.destination_rules() {
         let key = ObjectKey::new(Kind::DestinationRule, rule.namespace(), rule.name());
-        let policies = std::iter::once(("spec.trafficPolicy".to_owned(), rule.spec.traffic_policy.as_ref()));
+        let mut warn = |field: &str, reason: &str| faults.warning(objects, &key, field, reason);
+        if rule.spec.workload_selector.is_some() {
+            warn("spec.workloadSelector", "selects callers' sidecars: the rule has no effect at waypoints");
+        }
+        let whole = std::iter::once(("spec.trafficPolicy".to_owned(), rule.spec.traffic_policy.as_ref()));
         let subsets = rule.spec.subsets.iter().enumerate();
         let subsets = subsets.map(|(i, s)| (format!("spec.subsets[{i}].trafficPolicy"), s.traffic_policy.as_ref()));
-        for (field, policy) in policies.chain(subsets) {
-            let outlier = policy.and_then(|policy| policy.outlier_detection.as_ref());
-            if outlier.is_some_and(|outlier| !outlier.outlier_detection_http_error_codes.is_empty()) {
-                let field = format!("{field}.outlierDetection.outlierDetectionHttpErrorCodes");
-                faults.warning(objects, &key, &field, "is not supported: every status of 500 and above counts");
+        for (field, policy) in whole.chain(subsets) {
+            let Some(policy) = policy else { continue };
+            let (pool, lb) = (policy.connection_pool.as_ref(), policy.load_balancer.as_ref());
+            without_effect(&field, pool, lb, policy.outlier_detection.as_ref(), &mut warn);
+            for (index, port) in policy.port_level_settings.iter().enumerate() {
+                let field = format!("{field}.portLevelSettings[{index}]");
+                let (pool, lb) = (port.connection_pool.as_ref(), port.load_balancer.as_ref());
+                without_effect(&field, pool, lb, port.outlier_detection.as_ref(), &mut warn);
             }
         }
+    }
+}
+
+fn without_effect(
+    field: &str,
+    pool: Option<&ConnectionPoolSettings>,
+    lb: Option<&LoadBalancerSettings>,
+    outlier: Option<&OutlierDetection>,
+    warn: &mut impl FnMut(&str, &str),
+) {
+    let http = pool.and_then(|pool| pool.http.as_ref());
+    if http.is_some_and(|http| http.http2_keep_alive.is_some()) {
+        warn(&format!("{field}.connectionPool.http.http2KeepAlive"), "is not built here yet and is ignored");
+    }
+    if http.is_some_and(|http| http.max_concurrent_streams != 0) {
+        warn(&format!("{field}.connectionPool.http.maxConcurrentStreams"), "is not built here yet and is ignored");
+    }
+    if pool.and_then(|pool| pool.tcp.as_ref()).is_some_and(|tcp| tcp.idle_timeout.is_some()) {
+        warn(&format!("{field}.connectionPool.tcp.idleTimeout"), "is not built here yet and is ignored");
+    }
+    if lb.is_some_and(|lb| lb.zone_aware_lb_setting.is_some()) {
+        warn(&format!("{field}.loadBalancer.zoneAwareLbSetting"), "is not built here yet and is ignored");
+    }
+    if outlier.is_some_and(|outlier| !outlier.outlier_detection_http_error_codes.is_empty()) {
+        let field = format!("{field}.outlierDetection.outlierDetectionHttpErrorCodes");
+        warn(&field, "is not supported: every status of 500 and above counts");
     }
 }
 

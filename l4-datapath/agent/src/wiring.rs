@@ -124,7 +124,7 @@ impl Agent {
         let Some(pod) = self.pods.get_mut(attachment) else { return Err(unknown(attachment)) };
         pod.state.ifindex = wired.host.index;
         pod.state.host_device.clone_from(&wired.host.name);
-        let (state, chained) = (pod.state.clone(), pod.state.chained);
+        let (state, netns, chained) = (pod.state.clone(), pod.netns.clone(), pod.state.chained);
         self.mark(&state).await;
         self.save().map_err(|error| Failure::new(code::IO, "the pod could not be stored").because(error))?;
         self.reconcile().map_err(|error| {
@@ -134,7 +134,7 @@ impl Agent {
         self.datapath.attach_pod(&attach).map_err(network)?;
         if !chained {
             let addresses: Vec<_> = state.addresses().collect();
-            l4_netns::activate(&self.netlink, &wired, &addresses).await.map_err(network)?;
+            l4_netns::activate(&self.netlink, netns.as_fd(), &wired, &addresses).await.map_err(network)?;
         }
         tracing::info!(%attachment, uid = state.uid(), addresses = ?state.addresses().collect::<Vec<_>>(), "pod added");
         self.reconcile_and_report().await;

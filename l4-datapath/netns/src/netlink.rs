@@ -7,7 +7,7 @@ use futures::{StreamExt, TryStreamExt};
 use ipnet::IpNet;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressAttribute;
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkMessage, State};
 use netlink_packet_route::neighbour::NeighbourState;
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteType};
@@ -32,6 +32,8 @@ pub struct Link {
     pub mac: Vec<u8>,
     pub mtu: u32,
     pub up: bool,
+    /// Packets pass: the kernel has seen the carrier and given the device its queue (RFC 2863 operational state).
+    pub operational: bool,
     /// Index of the other end of a veth pair (in the other end's namespace); 0 if it has none.
     pub peer_index: u32,
     /// The other end's namespace, by the number this one has for it ([`Netlink::number_of`]); None: the same, or none.
@@ -389,6 +391,7 @@ fn describe(message: LinkMessage) -> Link {
         mac: Vec::new(),
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
+        operational: false,
         peer_index: 0,
         peer_netns: None,
         alias: None,
@@ -399,6 +402,7 @@ fn describe(message: LinkMessage) -> Link {
             LinkAttribute::Address(mac) => link.mac = mac,
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Link(index) => link.peer_index = index,
+            LinkAttribute::OperState(state) => link.operational = state == State::Up,
             LinkAttribute::LinkNetNsId(number) => link.peer_netns = Some(number),
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
             _ => {}

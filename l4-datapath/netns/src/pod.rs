@@ -6,6 +6,7 @@
 //! put the pod's policy in force: until then no packet passes.
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_route::route::RouteScope;
@@ -16,6 +17,9 @@ use crate::{Error, Link, Netlink, run_in, sysctl};
 const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 const LOOPBACK: u32 = 1;
+/// How often, and with what pause, a new device is asked whether packets pass.
+const CARRIER_LOOKS: u32 = 200;
+const CARRIER_PAUSE: Duration = Duration::from_millis(5);
 
 /// What to wire.
 #[derive(Clone, Debug)]
@@ -150,17 +154,28 @@ fn host_sysctls(device: &str) -> Result<(), Error> {
     sysctl::set_if_present(&format!("ipv6/conf/{device}/forwarding"), "1")
 }
 
-/// Lets packets pass: brings the node's end up and routes the pod's addresses to it.
+/// Lets packets pass: brings the node's end up, routes the pod's addresses to it, and waits until both ends have seen it:
+/// the kernel tells them a little later, and drops what is sent before.
 ///
 /// # Errors
 /// The first step the kernel refused.
-pub async fn activate(node: &Netlink, wired: &Wired, addresses: &[IpAddr]) -> Result<(), Error> {
+pub async fn activate(node: &Netlink, netns: BorrowedFd<'_>, wired: &Wired, addresses: &[IpAddr]) -> Result<(), Error> {
     node.set_up(wired.host.index).await?;
     for address in addresses {
         let route = route_to(IpNet::from(*address)).output_interface(wired.host.index).scope(RouteScope::Link);
         node.set_route(route.build(), &format!("{address} dev {}", wired.host.name)).await?;
         // Down and up again would have flushed it; setting it twice is harmless.
         node.set_neighbour(wired.host.index, *address, &wired.pod.mac).await?;
+    }
+    let pod = Netlink::open_in(netns)?;
+    for (end, name) in [(&pod, &wired.pod.name), (node, &wired.host.name)] {
+        // A second at most: it is a courtesy to the pod's first packet, not a condition.
+        for _ in 0..CARRIER_LOOKS {
+            if end.link(name).await?.operational {
+                break;
+            }
+            tokio::time::sleep(CARRIER_PAUSE).await;
+        }
     }
     Ok(())
 }

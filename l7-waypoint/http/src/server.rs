@@ -169,11 +169,11 @@ struct Lifetime<'a> {
     idle: Option<Duration>,
     until: Option<Instant>,
     most_requests: Option<u32>,
-    drain: Pin<Box<dyn Future<Output = Instant>>>,
+    drain: Pin<Box<dyn Future<Output = ()>>>,
     /// When a drained connection without a request is closed.
-    patience: Option<Pin<Box<Sleep>>>,
+    last_call: Option<Pin<Box<dyn Future<Output = ()>>>>,
     /// Held until the connection is over: that is what a drain waits for.
-    _watch: Watch,
+    watch: Watch,
     alarm: Option<Pin<Box<Sleep>>>,
     ending: bool,
     grace: Option<Pin<Box<Sleep>>>,
@@ -193,9 +193,11 @@ impl<'a> Lifetime<'a> {
             idle,
             until,
             most_requests: options.max_requests_per_connection.filter(|most| *most > 0),
-            drain: Box::pin(async move { held.signaled().await }),
-            patience: None,
-            _watch: drain,
+            drain: Box::pin(async move {
+                held.signaled().await;
+            }),
+            last_call: None,
+            watch: drain,
             alarm: first.map(|at| Box::pin(tokio::time::sleep_until(at))),
             ending: false,
             grace: None,
@@ -217,12 +219,14 @@ impl<'a> Lifetime<'a> {
     /// with its next response, which says so: closed at once, it would cut off a request that is on its way.
     fn drained(&mut self, cx: &mut Context<'_>) -> bool {
         if !self.client.draining.get() {
-            let Poll::Ready(deadline) = self.drain.as_mut().poll(cx) else { return false };
+            if self.drain.as_mut().poll(cx).is_pending() {
+                return false;
+            }
             self.client.draining.set(true);
-            let left = deadline.saturating_duration_since(Instant::now());
-            self.patience = Some(Box::pin(tokio::time::sleep(left * 4 / 5)));
+            let mut watch = self.watch.clone();
+            self.last_call = Some(Box::pin(async move { watch.last_call().await }));
         }
-        self.client.http2 || self.patience.as_mut().is_none_or(|patience| patience.as_mut().poll(cx).is_ready())
+        self.client.http2 || self.last_call.as_mut().is_none_or(|last_call| last_call.as_mut().poll(cx).is_ready())
     }
 
     /// True when the connection does not end by itself: hyper waits for the rest of a request's head, which a client
@@ -233,7 +237,7 @@ impl<'a> Lifetime<'a> {
             return false;
         }
         // A drain has been patient before.
-        let grace = if self.patience.is_some() { Duration::ZERO } else { GRACE };
+        let grace = if self.last_call.is_some() { Duration::ZERO } else { GRACE };
         let grace = self.grace.get_or_insert_with(|| Box::pin(tokio::time::sleep(grace)));
         grace.as_mut().poll(cx).is_ready()
     }

@@ -85,7 +85,9 @@ fn refused_by_istiod(act: &mut Act<'_>, what: &str, wrong: &[(&str, &str)], reas
 }
 
 fn second_agent(act: &mut Act<'_>) -> Result<()> {
-    let binary = crate::repository().join("target/debug/strata-agent").display().to_string();
+    let binaries = std::env::var_os("STRATA_BIN").map(std::path::PathBuf::from);
+    let binaries = binaries.unwrap_or_else(|| crate::repository().join("target/debug"));
+    let binary = binaries.join("strata-agent").display().to_string();
     let kubeconfig = act.cluster.state().join("run/admin.kubeconfig").display().to_string();
     let arguments =
         ["a", "timeout", "20", &binary, "--node-name", "node-a", "--source", "kubernetes", "--kubeconfig", &kubeconfig];

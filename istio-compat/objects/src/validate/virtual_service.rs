@@ -268,8 +268,7 @@ fn retries(c: &mut Check, path: &FieldPath, retries: &HttpRetry) {
 fn fault(c: &mut Check, path: &FieldPath, fault: &HttpFaultInjection) {
     if let Some(delay) = &fault.delay {
         let path = path.to("delay");
-        let fixed = delay.fixed_delay.is_some();
-        if fixed == delay.exponential_delay.is_some() {
+        if delay.fixed_delay.is_none() || delay.exponential_delay.is_some() {
             c.error(&path, "fixedDelay is needed (exponentialDelay is implemented nowhere)");
         }
         if let Some(percentage) = delay.percentage {

@@ -6,20 +6,23 @@ pub(crate) const HEAD: &str = "\
 Made by a test that tries every field of the CRDs against the embedded control plane and looks at what proxies are sent and what is said
 (`UPDATE_DOCS=1 cargo test --workspace --test compatibility`; the fields are listed by `integration/scripts/crd-fields.py`). Not written by hand.
 
-- **honoured**: what proxies are sent changes with the field, and the engine serves it.
+- **honoured**: what proxies are sent changes with the field. (That the engine serves what it is sent is other tests' business.)
 - **approximated**: in force, not quite as with Envoy.
 - **refused**: an error names the field; what would be wrong without it is closed or left out, never opened.
 - **ignored, with a warning**: the object is in force without the field, and says so.
 - **no effect**: there is nothing here that the field could mean.
 
+Each field is tried with one value, at a waypoint; a policy with a `selector` is tried at the node, where conditions on requests (`paths`, `methods`,
+`hosts`) cannot be checked: DENY rules lose them, ALLOW rules with them are left out, as with ztunnel.
+
 Under **istiod** the same YAML is read by istiod itself, and Strata's proxies serve what it makes of it: there every field that istiod honours for
 waypoints arrives, and what the engine does not serve is named at the waypoint (`strata status`, its log, and for the recorded cases
 `l7-waypoint/route/tests/snapshots`). The embedded control plane's output is compared with istiod's, resource by resource, for the recorded cases.
 
-Read as a whole and named, but not translated by the embedded control plane: ServiceEntry, WorkloadEntry, Telemetry, Sidecar, EnvoyFilter, WasmPlugin,
-ProxyConfig, BackendTLSPolicy (what that closes stands in [limits](limits.md)). The lower layer honours NetworkPolicy (`networking.k8s.io/v1`) whole,
-and of Services ClusterIP, ports, selectors' EndpointSlices, `externalIPs`, LoadBalancer addresses, `internalTrafficPolicy`, session affinity and
-traffic distribution; no NodePort.
+**Not tried field by field**, said by hand: ServiceEntry, WorkloadEntry, Telemetry, Sidecar and EnvoyFilter are read and named as not translated by the
+embedded control plane, WasmPlugin and BackendTLSPolicy close what they apply to, other kinds are unknown to it. Of MeshConfig only
+`extensionProviders` that authorize are read. The lower layer honours NetworkPolicy whole, and of Services ClusterIP, ports, EndpointSlices,
+`externalIPs`, LoadBalancer addresses, `internalTrafficPolicy`, session affinity and traffic distribution; no NodePort.
 
 Repeated below other fields and not listed twice: `spec.subsets[].trafficPolicy` and `spec.trafficPolicy.portLevelSettings[]` of DestinationRule,
 `spec.rules[].backendRefs[].filters[]` of routes (there only header modifiers are honoured, others are refused).
@@ -49,7 +52,7 @@ const WITHOUT: [(&str, &str, &str); 21] = [
     ("GRPCRoute", "spec.hostnames[]", "routes of a Service take all hosts (Gateway API, GAMMA)"),
     ("TCPRoute", "spec.rules[].name", "a name for people"),
     ("TLSRoute", "spec.rules[].name", "a name for people"),
-    ("DestinationRule", "spec.workloadSelector.", "selects callers' sidecars"),
+    ("VirtualService", "spec.http[].match[].name", "a name for people"),
     (
         "RequestAuthentication",
         "spec.selector.",

@@ -134,7 +134,8 @@ pub(crate) fn base(field: &Field) -> Value {
             json!({"hosts": ["a"], "tls": [{"match": [{"port": 443, "sniHosts": ["a.shop.svc.cluster.local"]}], "route": [{"destination": {"host": "b", "port": {"number": 90}}}]}]})
         }
         "VirtualService" => json!({"hosts": ["a"], "http": [{"route": [{"destination": {"host": "a"}}]}]}),
-        "DestinationRule" => json!({"host": "a"}),
+        // Not an empty policy: the first thing in one changes the cluster's origin as well.
+        "DestinationRule" => json!({"host": "a", "trafficPolicy": {"connectionPool": {"tcp": {"maxConnections": 5}}}}),
         "AuthorizationPolicy" | "RequestAuthentication" if field.under("spec.selector") => match field.kind.as_str() {
             "AuthorizationPolicy" => json!({"action": "DENY", "rules": [{"to": [{"operation": {"ports": ["7"]}}]}]}),
             _ => json!({"jwtRules": [{"issuer": "i", "jwks": "{\"keys\":[]}"}]}),
@@ -164,7 +165,7 @@ pub(crate) fn base(field: &Field) -> Value {
 }
 
 /// Beginnings of paths, what goes with them (merged into the spec), and what must not be beside them.
-const COMPANIONS: [(&str, &str, &[&str]); 39] = [
+const COMPANIONS: [(&str, &str, &[&str]); 41] = [
     ("spec.http[].redirect.", "{}", &["/http/0/route"]),
     ("spec.http[].redirect.prefixRewrite", r#"{"http":[{"match":[{"uri":{"prefix":"/x"}}]}]}"#, &[]),
     ("spec.http[].redirect.redirectCode", r#"{"http":[{"redirect":{"uri":"/x"}}]}"#, &[]),
@@ -207,6 +208,8 @@ const COMPANIONS: [(&str, &str, &[&str]); 39] = [
         r#"{"http":[{"rewrite":{"uriRegexRewrite":{"match":"/a","rewrite":"/b"}}}]}"#,
         &[],
     ),
+    ("spec.http[].match[].name", r#"{"http":[{"match":[{"uri":{"prefix":"/x"}}]}]}"#, &[]),
+    ("spec.http[].match[].statPrefix", r#"{"http":[{"match":[{"uri":{"prefix":"/x"}}]}]}"#, &[]),
     ("spec.http[].match[].ignoreUriCase", r#"{"http":[{"match":[{"uri":{"prefix":"/x"}}]}]}"#, &[]),
     ("spec.http[].corsPolicy.", r#"{"http":[{"corsPolicy":{"allowOrigins":[{"exact":"http://x"}]}}]}"#, &[]),
     ("spec.http[].route[].destination.subset", r#"{"http":[{"route":[{"destination":{"host":"b"}}]}]}"#, &[]),
@@ -303,7 +306,8 @@ const MORE_COMPANIONS: [(&str, &str, &[&str]); 29] = [
         r#"{"trafficPolicy":{"outlierDetection":{"consecutive5xxErrors":3}}}"#,
         &[],
     ),
-    ("spec.provider.", r#"{"action":"CUSTOM"}"#, &[]),
+    // CUSTOM is for HTTP: on a service without TCP ports.
+    ("spec.provider.", r#"{"action":"CUSTOM","targetRefs":[{"group":"","kind":"Service","name":"e"}]}"#, &[]),
     ("spec.rules[].when[].key", r#"{"rules":[{"when":[{"values":["x"]}]}]}"#, &[]),
     ("spec.rules[].when[].values", r#"{"rules":[{"when":[{"key":"request.headers[x]"}]}]}"#, &[]),
     ("spec.rules[].when[].notValues", r#"{"rules":[{"when":[{"key":"request.headers[x]"}]}]}"#, &[]),

@@ -224,7 +224,7 @@ fn connect_otherwise(node: &Node, sandbox: &Sandbox, address: [u8; 4]) {
                 mtu: 1500,
             };
             let wired = l4_netns::wire(&netlink, &wiring).await.unwrap();
-            l4_netns::activate(&netlink, &wired, &[address.into()]).await.unwrap();
+            l4_netns::activate(&netlink, pod_fd.as_fd(), &wired, &[address.into()]).await.unwrap();
         });
     })
     .unwrap();

@@ -66,7 +66,7 @@ fn wired_pods_reach_each_other_only_when_active() {
         let first = wire(&netlink, &wa).await.unwrap();
         let second = wire(&netlink, &wb).await.unwrap();
         assert_eq!((first.pod.mtu, first.host.mtu), (1400, 1400));
-        activate(&netlink, &first, &both(&wa)).await.unwrap();
+        activate(&netlink, wa.netns, &first, &both(&wa)).await.unwrap();
         assert!(check(&netlink, &wb).await.unwrap_err().to_string().contains("down"));
         second
     };
@@ -77,8 +77,8 @@ fn wired_pods_reach_each_other_only_when_active() {
     }
     in_node(&node, async {
         let netlink = Netlink::open().unwrap();
-        activate(&netlink, &second, &both(&wb)).await.unwrap();
-        activate(&netlink, &second, &both(&wb)).await.unwrap();
+        activate(&netlink, wb.netns, &second, &both(&wb)).await.unwrap();
+        activate(&netlink, wb.netns, &second, &both(&wb)).await.unwrap();
         check(&netlink, &wa).await.unwrap();
         check(&netlink, &wb).await.unwrap();
     });

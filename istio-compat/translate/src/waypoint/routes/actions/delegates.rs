@@ -25,7 +25,15 @@ pub(crate) fn merge_delegate(outer: &HttpRoute, inner: &HttpRoute) -> Result<Opt
     merged.fault = inner.fault.clone().or_else(|| outer.fault.clone());
     merged.cors_policy = inner.cors_policy.clone().or_else(|| outer.cors_policy.clone());
     merged.headers = inner.headers.clone().or_else(|| outer.headers.clone());
-    merged.mirror = inner.mirror.clone().or_else(|| outer.mirror.clone());
+    if inner.mirror.is_none() {
+        // The share belongs to the mirror.
+        merged.mirror.clone_from(&outer.mirror);
+        merged.mirror_percentage.clone_from(&outer.mirror_percentage);
+        merged.mirror_percent.clone_from(&outer.mirror_percent);
+    }
+    if inner.mirrors.is_empty() {
+        merged.mirrors.clone_from(&outer.mirrors);
+    }
     Ok(Some(merged))
 }
 
