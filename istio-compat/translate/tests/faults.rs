@@ -148,6 +148,35 @@ spec: {{targetRefs: [{{kind: Service, group: '', name: a}}], action: CUSTOM, {po
 }
 
 #[test]
+fn what_is_not_read_of_the_mesh_configuration_is_named() {
+    let mesh = "pathNormalization: {normalization: MERGE_SLASHES}\nextensionProviders: []";
+    let output = provider(mesh, "provider: {name: g}, rules: [{}]");
+    assert_fault(&output, "ConfigMap istio-system/istio: data.mesh.pathNormalization: is not read");
+}
+
+/// How much of the requests is mirrored, as the inside listener has it.
+fn mirrored(http: &str) -> bool {
+    let delegate = "
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: d, namespace: shop}
+spec: {http: [{route: [{destination: {host: a}}]}]}
+";
+    let output = output(&format!("{}{delegate}", virtual_service(http)));
+    // runtime_fraction's default value: 10,000 of a million.
+    let one_percent = [0x08, 0x90, 0x4e, 0x10, 0x02];
+    output.waypoints["shop/w"].listeners["main_internal"].value.windows(5).any(|bytes| bytes == one_percent)
+}
+
+#[test]
+fn a_delegate_takes_the_share_along_with_the_mirror() {
+    let share = "mirror: {host: b}, mirrorPercentage: {value: 1}";
+    assert!(mirrored(&format!("[{{{share}, route: [{{destination: {{host: a}}}}]}}]")));
+    assert!(mirrored(&format!("[{{{share}, delegate: {{name: d}}}}]")));
+}
+
+#[test]
 fn custom_authorization_asks_its_provider_and_closes_what_it_cannot_ask() {
     let good = "extensionProviders: [{name: g, envoyExtAuthzGrpc: {service: b.shop.svc.cluster.local, port: 80}}]";
     let asked = provider(good, "provider: {name: g}, rules: [{}]");

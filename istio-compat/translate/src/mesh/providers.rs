@@ -89,6 +89,9 @@ pub(crate) struct Body {
 #[serde(rename_all = "camelCase", default)]
 struct MeshConfig {
     extension_providers: Vec<Value>,
+    /// What is not read.
+    #[serde(flatten)]
+    rest: BTreeMap<String, Value>,
 }
 
 impl Http {
@@ -114,10 +117,17 @@ impl Providers {
     pub(crate) fn read(objects: &ObjectSet, root_namespace: &str, faults: &mut Faults) -> Self {
         let map = objects.config_map(root_namespace, CONFIG_MAP);
         let Some(text) = map.and_then(|map| map.data.as_ref()?.get(KEY)) else { return Self::default() };
+        let key = ObjectKey::new(Kind::ConfigMap, root_namespace, CONFIG_MAP);
         match serde_saphyr::from_str::<Option<MeshConfig>>(text) {
-            Ok(config) => Self::of(config.unwrap_or_default()),
+            Ok(config) => {
+                let config = config.unwrap_or_default();
+                for field in config.rest.keys() {
+                    let reason = "is not read by this control plane: its own flags and defaults count";
+                    faults.warning(objects, &key, &format!("data.{KEY}.{field}"), reason);
+                }
+                Self::of(config)
+            }
             Err(error) => {
-                let key = ObjectKey::new(Kind::ConfigMap, root_namespace, CONFIG_MAP);
                 let reason = format!("{error}; no extension provider is known until it is corrected");
                 faults.error(objects, &key, &format!("data.{KEY}"), reason);
                 Self::default()

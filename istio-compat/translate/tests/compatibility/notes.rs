@@ -21,7 +21,7 @@ waypoints arrives, and what the engine does not serve is named at the waypoint (
 
 **Not tried field by field**, said by hand: ServiceEntry, WorkloadEntry, Telemetry, Sidecar and EnvoyFilter are read and named as not translated by the
 embedded control plane, WasmPlugin and BackendTLSPolicy close what they apply to, other kinds are unknown to it. Of MeshConfig only
-`extensionProviders` that authorize are read. The lower layer honours NetworkPolicy whole, and of Services ClusterIP, ports, EndpointSlices,
+`extensionProviders` that authorize are read, other keys are named. The lower layer honours NetworkPolicy whole, and of Services ClusterIP, ports, EndpointSlices,
 `externalIPs`, LoadBalancer addresses, `internalTrafficPolicy`, session affinity and traffic distribution; no NodePort.
 
 Repeated below other fields and not listed twice: `spec.subsets[].trafficPolicy` and `spec.trafficPolicy.portLevelSettings[]` of DestinationRule,
