@@ -1,5 +1,6 @@
 //! The tools people have: istioctl, kubectl, Prometheus' scrapes.
 use std::process::Command;
+use std::time::Instant;
 
 use strata_lab::Result;
 
@@ -16,6 +17,7 @@ pub(super) const SCENE: Own = Own {
 };
 
 fn play(act: &mut Act<'_>) -> Result<()> {
+    let began = Instant::now();
     act.governed()?;
     act.place("scenes/canary-90-10")?;
     act.call("shop/checkout-1", "http://payments.shop/ --count 50")?;
@@ -23,7 +25,7 @@ fn play(act: &mut Act<'_>) -> Result<()> {
     proxy_config(act)?;
     status(act)?;
     metrics(act)?;
-    logs(act)
+    logs(act, began.elapsed().as_secs())
 }
 
 fn istioctl(act: &mut Act<'_>, arguments: &str) -> Result<String> {
@@ -125,13 +127,14 @@ fn metrics(act: &mut Act<'_>) -> Result<()> {
     )
 }
 
-fn logs(act: &mut Act<'_>) -> Result<()> {
+/// Since the scene began: what others refused before is in the logs, too.
+fn logs(act: &mut Act<'_>, seconds: u64) -> Result<()> {
     for (what, namespace, label) in [
         ("the agent", SYSTEM, "app.kubernetes.io/name=strata-agent"),
         ("the node proxy", SYSTEM, "app=ztunnel"),
         ("the waypoint", "shop", "gateway.networking.k8s.io/gateway-name=waypoint"),
     ] {
-        let text = act.kubectl().words(&format!("logs -n {namespace} -l {label} --tail=50"))?;
+        let text = act.kubectl().words(&format!("logs -n {namespace} -l {label} --tail=-1 --since={seconds}s"))?;
         let errors: Vec<&str> =
             text.lines().filter(|line| line.contains("ERROR") || line.contains("panicked")).collect();
         act.check(
