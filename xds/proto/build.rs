@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use protox::Compiler;
 
 /// Istio's messages.
-const ISTIO: [&str; 3] = ["istio/workload.proto", "istio/authorization.proto", "istio/ca.proto"];
+const ISTIO: [&str; 4] = ["istio/workload.proto", "istio/authorization.proto", "istio/ca.proto", "istio/zds.proto"];
 
 /// Every file with a message istiod may send to a waypoint (xds-contract, appendix A), below Envoy's and xDS's own;
 /// what they import comes along.

@@ -6,8 +6,10 @@
 
 mod connection;
 pub mod message;
+mod seqpacket;
 
-pub use connection::{AgentEnd, Connection, HandoffError, Listener, ProxyEnd};
+pub use connection::{AgentEnd, Connection, HandoffError, ProxyEnd};
 pub use message::{AgentMessage, PodInfo, ProxyMessage, Refused, ShortCut, VERSION};
+pub use seqpacket::{Listener, SeqPacket};
 /// Kinds of listeners, the order of descriptors in [`ProxyMessage::Listeners`], and the marks of a pod's rules.
 pub use strata_abi::{listener, mark};

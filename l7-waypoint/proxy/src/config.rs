@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 use strata_runtime::logging;
 use xds_proto::type_url;
 
+use crate::sockets::Capture;
 use environment::Environment;
 use pilot_agent::Translated;
 
@@ -22,7 +23,7 @@ pub(crate) const ISTIO_VERSION: &str = "1.31.0";
 /// The upper layer of a node, or a waypoint.
 ///
 /// As `node` it carries the captured connections of this node's pods: HBONE with mutual TLS, L4 authorization.
-/// It waits for the agent on RUN-DIR/handoff.sock and needs CAP_SYS_ADMIN and CAP_NET_ADMIN to work inside the
+/// It waits for the agent on RUN-DIR/handoff.sock (or for istio-cni, see --pods-from) and needs CAP_SYS_ADMIN and CAP_NET_ADMIN to work inside the
 /// pods' network namespaces. As `waypoint` it governs requests behind HBONE and needs no privilege.
 ///
 /// `strata-proxy proxy waypoint …` and `strata-proxy proxy ztunnel …` take the place of Istio's own processes: with
@@ -43,6 +44,11 @@ pub(crate) struct Flags {
     /// Name of our admin socket below RUN-DIR.
     #[arg(long, default_value = "proxy.sock")]
     pub admin_socket: String,
+    /// Who tells of this node's pods, and who captures their connections (role node): `agent` is ours, by
+    /// RUN-DIR/handoff.sock; `zds:SOCKET` is istio-cni, by the socket it has for ztunnel. Beside istio-cni there is no
+    /// short-cut, pods of one node talk over HBONE as well, and DNS queries its rules capture are relayed.
+    #[arg(long, value_name = "agent|zds:SOCKET", default_value = "agent")]
+    pub pods_from: PodsFrom,
     /// Control plane: http://IP:15010 (plaintext) or https://HOST:15012; https where no scheme is given.
     #[arg(long, env = "XDS_ADDRESS", default_value = "https://istiod.istio-system.svc:15012", value_parser = address)]
     pub xds_address: String,
@@ -218,7 +224,46 @@ pub(crate) enum Switch {
     Off,
 }
 
+/// Who tells of this node's pods.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum PodsFrom {
+    /// Our agent.
+    Agent,
+    /// istio-cni, on the socket it has for ztunnel.
+    Zds(PathBuf),
+}
+
+impl PodsFrom {
+    /// Whoever tells of pods captures their connections.
+    pub(crate) fn capture(&self) -> Capture {
+        match self {
+            PodsFrom::Agent => Capture::Steered,
+            PodsFrom::Zds(_) => Capture::Redirected,
+        }
+    }
+}
+
+impl std::str::FromStr for PodsFrom {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<PodsFrom, String> {
+        match (text, text.strip_prefix("zds:")) {
+            ("agent", _) => Ok(PodsFrom::Agent),
+            (_, Some(path)) if !path.is_empty() => Ok(PodsFrom::Zds(path.into())),
+            _ => Err("expected agent, or zds: and the path of istio-cni's socket".to_owned()),
+        }
+    }
+}
+
 impl Flags {
+    /// The socket of whoever tells of pods.
+    pub(crate) fn pods_socket(&self) -> PathBuf {
+        match &self.pods_from {
+            PodsFrom::Agent => self.run_dir.join("handoff.sock"),
+            PodsFrom::Zds(path) => path.clone(),
+        }
+    }
+
     pub(crate) fn drain_deadline(&self) -> Duration {
         Duration::from_secs(self.drain_seconds)
     }

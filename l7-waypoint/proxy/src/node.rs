@@ -1,4 +1,6 @@
 //! Role node: the captured connections of this node's pods.
+mod dns;
+mod enrolment;
 mod grants;
 mod handoff;
 mod inbound;
@@ -8,7 +10,9 @@ mod outbound;
 mod passthrough;
 mod placed;
 mod pods;
+mod zds;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,14 +28,17 @@ use tokio_util::sync::CancellationToken;
 use xds_model::wds::{MeshBuilder, MeshConfig, MeshView, Workload};
 use xds_proto::type_url;
 
-use crate::config::{Flags, Switch};
+use crate::config::{Flags, PodsFrom, Switch};
 use crate::mesh::MeshHandler;
 use crate::telemetry::Telemetry;
 use crate::workers::Workers;
+use enrolment::Enrolment;
 use grants::Grants;
+use handoff::Agent;
 use live::Live;
 use placed::{Captured, Placed};
 use pods::{Pod, Pods};
+use zds::IstioCni;
 
 /// Messages to the agent that may wait for the socket.
 const AGENT_QUEUE: usize = 4096;
@@ -69,20 +76,24 @@ impl Shared {
         self.drain.lock().clone()
     }
 
-    /// The control plane's view of a pod; waits a little for it to arrive.
-    async fn workload_of(&self, pod: &Pod) -> Option<Arc<Workload>> {
-        if let Some(workload) = self.mesh.load().workload(&pod.info.uid) {
-            return Some(workload.clone());
+    /// The control plane's view of a pod that has address `ip`; waits a little for it to arrive.
+    async fn workload_at(&self, pod: &Pod, ip: IpAddr) -> Option<Arc<Workload>> {
+        // Our agent's word on addresses is final.
+        if !pod.info.ips.is_empty() && !pod.owns(ip) {
+            return None;
+        }
+        let find = || self.mesh.load().workload(&pod.info.uid).filter(|workload| pod.is_at(ip, workload)).cloned();
+        if let Some(workload) = find() {
+            return Some(workload);
         }
         let mut changes = self.mesh.changes();
         let wait = async {
             loop {
-                if changes.changed().await.is_err() {
-                    return None;
+                // A change before `changes` was made is found by looking first.
+                if let Some(workload) = find() {
+                    return Some(workload);
                 }
-                if let Some(workload) = self.mesh.load().workload(&pod.info.uid) {
-                    return Some(workload.clone());
-                }
+                changes.changed().await.ok()?;
             }
         };
         tokio::time::timeout(WORKLOAD_WAIT, wait).await.ok().flatten()
@@ -91,6 +102,11 @@ impl Shared {
 
 /// Runs until SIGTERM, then drains.
 pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
+    let by_agent = flags.pods_from == PodsFrom::Agent;
+    anyhow::ensure!(
+        by_agent || flags.placed_waypoints.is_empty(),
+        "--placed-waypoint: what it governs is attested by our agent, and --pods-from names another"
+    );
     let readiness = Readiness::new();
     let registry = metrics::Registry::new();
     let (trigger, watch) = drain::channel();
@@ -109,7 +125,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
         identities: identities.clone(),
         pods: Pods::default(),
         telemetry,
-        grants: Grants::new(flags.shortcut == Switch::On, mesh.clone(), agent.clone()),
+        grants: Grants::new(by_agent && flags.shortcut == Switch::On, mesh.clone(), agent.clone()),
         live: Live::default(),
         placed,
         agent,
@@ -141,18 +157,30 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     task::spawn("xds", xds);
     task::spawn("policy", live::follow(shared.clone(), configured.clone()));
     task::spawn("grants", grants::follow(shared.clone(), configured));
-    let path = flags.run_dir.join("handoff.sock");
-    let handoff =
-        handoff::run(path, flags.trust_domain.clone(), shared.clone(), workers, messages, readiness.task("handoff"));
-    let handoff = task::spawn("handoff", handoff);
+    let enrolment = Enrolment::new(&flags, shared.clone(), workers, readiness.task("pods"))
+        .context("the own network namespace cannot be opened")?;
+    let path = flags.pods_socket();
+    let pods = match flags.pods_from {
+        PodsFrom::Agent => {
+            task::spawn("handoff", async move { enrolment::follow(&path, Agent { messages }, enrolment).await })
+        }
+        PodsFrom::Zds(_) => {
+            let cni = IstioCni::new(&flags.cluster_id, &flags.node_name);
+            task::spawn("zds", async move { enrolment::follow(&path, cni, enrolment).await })
+        }
+    };
     drop(watch);
 
     shutdown_signal().await;
-    // The handoff connection stays until the end: the agent keeps the pods captured while we drain.
+    // The agent's connection stays until the end: it keeps the pods captured while we drain. istio-cni gives new pods to
+    // whoever connected last, and they are no longer for us.
+    if !by_agent {
+        pods.abort();
+    }
     shared.pods.stop_listening();
     shared.drain.lock().take();
     let clean = trigger.drain(flags.drain_deadline()).await;
-    handoff.abort();
+    pods.abort();
     drop(configuring);
     tracing::info!(clean, "drained");
     Ok(())

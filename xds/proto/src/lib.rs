@@ -23,6 +23,11 @@ pub mod istio {
     pub mod ca {
         tonic::include_proto!("istio.v1.auth");
     }
+    /// `istio.workload.zds`: a node's pods, told by istio-cni.
+    #[allow(unreachable_pub, clippy::all, clippy::allow_attributes_without_reason, reason = "generated")]
+    pub mod zds {
+        tonic::include_proto!("istio.workload.zds");
+    }
 }
 
 /// Type URLs of the discovery resources Strata serves or consumes.

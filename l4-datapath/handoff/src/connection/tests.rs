@@ -3,6 +3,8 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+
 use super::*;
 use crate::message::{PodInfo, ShortCut, VERSION};
 
@@ -49,7 +51,7 @@ async fn a_message_nobody_understands_does_not_end_the_connection() {
     let folder = tempfile::tempdir().unwrap();
     let (agent, proxy) = pair(&folder).await;
     // An agent of the future, as far as this proxy is concerned.
-    let future: Connection<serde_json::Value, ProxyMessage> = Connection { fd: agent.fd, _messages: PhantomData };
+    let future: Connection<serde_json::Value, ProxyMessage> = Connection::over(agent.socket);
     future.send(&serde_json::json!({"type": "from_the_future"}), &[]).await.unwrap();
     let error = proxy.recv().await.unwrap_err();
     assert!(error.is_recoverable() && error.to_string().contains("from_the_future"), "{error}");

@@ -12,7 +12,10 @@ pub(crate) fn status(shared: &Shared, pending: &[String]) -> Value {
         .pods
         .all()
         .iter()
-        .map(|pod| json!({ "uid": pod.info.uid, "ips": pod.info.ips, "identity": pod.identity }))
+        .map(|pod| {
+            let ips = mesh.workload(&pod.info.uid).map_or(&*pod.info.ips, |workload| pod.addresses(workload));
+            json!({ "uid": pod.info.uid, "ips": ips, "identity": pod.identity })
+        })
         .collect();
     pods.sort_by_key(|pod| pod["uid"].as_str().map(str::to_owned));
     let certificates = shared.identities.status();
@@ -169,7 +172,7 @@ fn workload_state(shared: &Shared) -> Map<String, Value> {
                 "serviceAccount": pod.info.service_account,
             });
             let body = json!({ "state": "Up", "connections": { "inbound": inbound, "outbound": [] }, "info": info });
-            (pod.info.uid.clone(), body)
+            (pod.key.clone(), body)
         })
         .collect()
 }

@@ -17,6 +17,8 @@ use super::{Flags, metadata};
 const ADMIN: &str = "127.0.0.1:15000";
 const READINESS: &str = "[::]:15021";
 const METRICS: &str = "[::]:15020";
+/// Where istio-cni listens for ztunnel.
+const ZTUNNEL_SOCKET: &str = "/var/run/ztunnel/ztunnel.sock";
 /// ztunnel's: seconds of the grace period left for cutting what has not ended by itself.
 const RESERVE_SECONDS: u64 = 5;
 
@@ -95,6 +97,9 @@ pub(crate) fn translate(arguments: Vec<String>, env: &Environment) -> Result<Tra
         found.add("admin-addr", ADMIN);
         found.add("readiness-addr", READINESS);
         found.add("metrics-addr", METRICS);
+    }
+    if istio == Some(Istio::Ztunnel) {
+        found.add_some("pods-from", pods_from(env)?.as_deref());
     }
     for (flag, names) in VARIABLES {
         found.add_some(flag, env.first(names));
@@ -281,6 +286,24 @@ impl Found<'_> {
             }
         }
     }
+}
+
+/// Where ztunnel's environment says that pods come from. Istio's chart sets `INPOD_ENABLED`; ours, which starts us the
+/// same way beside our agent, does not.
+fn pods_from(env: &Environment) -> Result<Option<String>, String> {
+    match env.get("PROXY_MODE") {
+        None | Some("shared") => {}
+        Some(mode) => {
+            return Err(format!("PROXY_MODE={mode}: strata-proxy serves the pods of a node, which is `shared`"));
+        }
+    }
+    let inpod = match env.get("INPOD_ENABLED") {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(other) => return Err(format!("INPOD_ENABLED={other}: expected true or false")),
+    };
+    let socket = env.get("INPOD_UDS").or_else(|| inpod.then_some(ZTUNNEL_SOCKET));
+    Ok(socket.map(|socket| format!("zds:{socket}")))
 }
 
 /// `PROXY_CONFIG`, the mesh's ProxyConfig as JSON; null if there is none.

@@ -52,7 +52,7 @@ pub(crate) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, tcp: TcpStream, cl
         };
         match next {
             Ok(Some(inbound)) => {
-                tokio::spawn(tunnel(worker.clone(), pod.clone(), inbound, local, drain.clone()));
+                pod.spawn(tunnel(worker.clone(), pod.clone(), inbound, local, drain.clone()));
             }
             Ok(None) => return,
             Err(error) => {
@@ -90,8 +90,9 @@ async fn tunnel(worker: Arc<Worker>, pod: Arc<Pod>, inbound: Inbound, local: Soc
         shared.telemetry.failed(report, &failure, started);
         inbound.refuse(status);
     };
-    let Some(workload) = shared.workload_of(&pod).await else {
-        let failure = Failure::connect("the control plane does not know the destination workload");
+    let Some(workload) = shared.workload_at(&pod, local.ip()).await else {
+        let failure =
+            Failure::connect(format_args!("the control plane knows no workload of this pod at {}", local.ip()));
         return refuse(inbound, &report, StatusCode::SERVICE_UNAVAILABLE, failure);
     };
     let mesh = shared.mesh.load_full();

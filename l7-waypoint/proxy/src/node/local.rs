@@ -53,9 +53,8 @@ pub(crate) async fn open(
             return Err(Refusal::Denied(decision));
         }
     };
-    let app = sockets::connect_as(&pod.netns, client.ip(), subject.destination, CONNECT_TIMEOUT)
-        .await
-        .map_err(Refusal::Connect)?;
+    let app =
+        pod.sockets.connect_as(client.ip(), subject.destination, CONNECT_TIMEOUT).await.map_err(Refusal::Connect)?;
     // Failing to say so only makes small messages slower.
     let _ = app.set_nodelay(true);
     Ok((app, registered))

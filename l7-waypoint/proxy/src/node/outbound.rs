@@ -28,20 +28,13 @@ const MAX_ADDRESSES: usize = 3;
 pub(crate) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, client: TcpStream, client_addr: SocketAddr) {
     let Some(watch) = worker.shared.watch() else { return };
     let started = Instant::now();
-    // Steered, not rewritten: the socket's own address is where the client wanted to go.
-    let original = match client.local_addr() {
-        Ok(addr) => unmapped(addr),
+    let original = match pod.sockets.original_destination(&client) {
+        Ok(addr) => addr,
         Err(error) => {
-            tracing::warn!(pod = pod.info.uid, %error, "captured connection without an address");
-            return;
+            tracing::warn!(pod = pod.info.uid, %error, "captured connection without a destination");
+            return sockets::reset(client);
         }
     };
-    // What comes over lo has met no check of its source yet, and whoever is root in the pod can add an address.
-    let source = unmapped(client_addr).ip();
-    if !pod.owns(source) {
-        tracing::warn!(pod = pod.info.uid, %source, "captured connection from an address that is not the pod's");
-        return sockets::reset(client);
-    }
     let _ = client.set_nodelay(true); // see local::open
     let mut connection = Outbound {
         worker,
@@ -81,12 +74,16 @@ struct Outbound {
 
 impl Outbound {
     async fn run(mut self, original: SocketAddr) {
-        if OWN_PORTS.contains(&original.port()) && (original.ip().is_loopback() || self.pod.owns(original.ip())) {
+        // What comes over lo has met no check of its source yet, and whoever is root in the pod can add an address.
+        let from = self.report.src.ip();
+        let Some(source) = self.worker.shared.workload_at(&self.pod, from).await else {
+            return self
+                .fail(Failure::connect(format_args!("the control plane knows no workload of this pod at {from}")));
+        };
+        let own = original.ip().is_loopback() || self.pod.is_at(original.ip(), &source);
+        if own && OWN_PORTS.contains(&original.port()) {
             return self.fail(Failure::connect(format_args!("port {} is the proxy's own", original.port())));
         }
-        let Some(source) = self.worker.shared.workload_of(&self.pod).await else {
-            return self.fail(Failure::connect("the control plane does not know the source workload"));
-        };
         self.report.source = Some(source.clone());
         let seed = rand::random();
         if let Some(number) = self.placed(&source, original, seed) {
@@ -216,7 +213,7 @@ impl Outbound {
     }
 
     async fn plaintext(mut self, addr: SocketAddr) {
-        let dial = sockets::connect_from(&self.pod.netns, addr);
+        let dial = self.pod.sockets.connect_from(addr);
         let mut upstream = match tokio::time::timeout(CONNECT_TIMEOUT, dial).await {
             Ok(Ok(upstream)) => upstream,
             Ok(Err(error)) => return self.fail(Failure::connect(format_args!("{addr}: {error}"))),
@@ -295,8 +292,8 @@ impl Outbound {
         };
         let pod = self.pod.clone();
         let dial = move || {
-            let netns = pod.netns.clone();
-            async move { sockets::connect_from(&netns, addr).await }
+            let sockets = pod.sockets.clone();
+            async move { sockets.connect_from(addr).await }
         };
         self.worker.pool.connect(request, dial).await
     }

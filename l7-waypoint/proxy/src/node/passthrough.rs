@@ -20,7 +20,13 @@ pub(crate) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, mut client: TcpStr
     let Some(mut watch) = shared.watch() else { return };
     let started = Instant::now();
     let client_addr = unmapped(client_addr);
-    let Ok(destination) = client.local_addr().map(unmapped) else { return };
+    let destination = match pod.sockets.original_destination(&client) {
+        Ok(addr) => addr,
+        Err(error) => {
+            tracing::warn!(pod = pod.info.uid, %error, "captured connection without a destination");
+            return sockets::reset(client);
+        }
+    };
     let _ = client.set_nodelay(true); // see local::open
     let mut report = Report {
         reporter: Reporter::Destination,
@@ -34,8 +40,10 @@ pub(crate) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, mut client: TcpStr
         dst: destination,
         hbone: None,
     };
-    let Some(workload) = shared.workload_of(&pod).await else {
-        let failure = Failure::connect("the control plane does not know the destination workload");
+    // Rules that redirect do so for whatever comes to the pod, also for what it would only forward.
+    let Some(workload) = shared.workload_at(&pod, destination.ip()).await else {
+        let failure =
+            Failure::connect(format_args!("the control plane knows no workload of this pod at {}", destination.ip()));
         shared.telemetry.failed(&report, &failure, started);
         return sockets::reset(client);
     };

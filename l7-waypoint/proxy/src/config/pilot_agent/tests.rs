@@ -5,7 +5,7 @@ use clap::Parser;
 use serde_json::json;
 
 use super::*;
-use crate::config::{Role, Switch};
+use crate::config::{PodsFrom, Role, Switch};
 
 /// What istiod's template passes (xds-contract 1.6, `files/waypoint.yaml`).
 const WAYPOINT: &[&str] = &[
@@ -180,6 +180,27 @@ fn istios_chart_for_ztunnel() {
     assert_eq!(flags.admin_addr.unwrap().to_string(), "127.0.0.1:15000");
     assert_eq!(flags.xds_root_ca.unwrap(), folder.path().join("var/run/secrets/istio/root-cert.pem"));
     assert_eq!(flags.metadata.get("CLUSTER_ID"), Some(&json!("west")));
+    assert_eq!(flags.pods_socket(), Path::new("/var/run/ztunnel/ztunnel.sock"));
+}
+
+#[test]
+fn ztunnels_pods_come_from_istio_cni_and_ours_from_the_agent() {
+    let folder = tempfile::tempdir().unwrap();
+    let from = |arguments: &[&str], env: &[(&str, &str)]| {
+        translated(arguments, folder.path(), env).map(|translated| flags(&translated).pods_from)
+    };
+    let ztunnel = &["proxy", "ztunnel"];
+    let zds = |path: &str| Ok(PodsFrom::Zds(path.into()));
+    assert_eq!(from(ztunnel, &[("INPOD_UDS", "/cni/z.sock"), ("PROXY_MODE", "shared")]), zds("/cni/z.sock"));
+    assert_eq!(from(ztunnel, &[]), Ok(PodsFrom::Agent));
+    assert_eq!(from(ztunnel, &[("INPOD_ENABLED", "false")]), Ok(PodsFrom::Agent));
+    assert_eq!(from(&["proxy", "ztunnel", "--pods-from=agent"], &[("INPOD_ENABLED", "true")]), Ok(PodsFrom::Agent));
+    assert_eq!(from(&["--role=node", "--pods-from=zds:/x"], &[]), zds("/x"));
+    assert!(from(ztunnel, &[("PROXY_MODE", "dedicated")]).unwrap_err().contains("PROXY_MODE=dedicated"));
+    assert!(from(ztunnel, &[("INPOD_ENABLED", "perhaps")]).unwrap_err().contains("INPOD_ENABLED=perhaps"));
+    for wrong in ["zds:", "istio-cni", ""] {
+        assert!(wrong.parse::<PodsFrom>().unwrap_err().contains("expected agent"), "{wrong}");
+    }
 }
 
 #[test]

@@ -1,0 +1,244 @@
+//! Pods in and out, whoever tells of them: listeners in their namespaces, certificates, reconciliation after a snapshot.
+use std::collections::BTreeSet;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use strata_handoff::{PodInfo, SeqPacket, listener};
+use strata_runtime::ReadyGuard;
+use xds_model::spiffe::SpiffeId;
+
+use super::dns::{self, Resolvers};
+use super::pods::Pod;
+use super::{Shared, Worker, inbound, outbound, passthrough};
+use crate::config::Flags;
+use crate::netns::{self, Netns};
+use crate::sockets::{Capture, PodSockets};
+use crate::workers::Workers;
+
+const FIRST_BACKOFF: Duration = Duration::from_millis(50);
+const MAX_BACKOFF: Duration = Duration::from_secs(2);
+
+/// Who tells us of this node's pods: first of all there are, then of changes. It is connected to for as long as the
+/// process lives; what it told holds while it is away.
+pub(crate) trait PodSource: Send {
+    /// Its name, for the log.
+    const NAME: &'static str;
+
+    /// Speaks with it until the connection cannot go on, and says why.
+    fn converse(&mut self, socket: SeqPacket, pods: &mut Enrolment) -> impl Future<Output = String> + Send;
+}
+
+/// Connects to `source` on `path`, again and again.
+pub(crate) async fn follow(path: &Path, mut source: impl PodSource, mut pods: Enrolment) {
+    let (who, shown) = (source_name(&source), path.display());
+    let mut pause = FIRST_BACKOFF;
+    let mut missed = false;
+    loop {
+        match SeqPacket::connect(path) {
+            Ok(socket) => {
+                tracing::info!(path = %shown, "connected to {who}");
+                (missed, pods.unconfirmed) =
+                    (false, Some(pods.shared.pods.all().iter().map(|pod| pod.key.clone()).collect()));
+                let began = Instant::now();
+                let error = source.converse(socket, &mut pods).await;
+                tracing::warn!(error, "{who}'s connection ended; listeners and connections go on");
+                // One that answers and hangs up does not want this proxy: its log says why.
+                if began.elapsed() > MAX_BACKOFF {
+                    pause = FIRST_BACKOFF;
+                }
+            }
+            Err(error) if missed => tracing::debug!(path = %shown, %error, "{who} not reachable"),
+            Err(error) => {
+                tracing::warn!(path = %shown, %error, "{who} not reachable, trying on");
+                missed = true;
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(MAX_BACKOFF);
+    }
+}
+
+fn source_name<S: PodSource>(_: &S) -> &'static str {
+    S::NAME
+}
+
+/// Takes pods in and lets them go.
+pub(crate) struct Enrolment {
+    pub shared: Arc<Shared>,
+    workers: Workers<Arc<Worker>>,
+    trust_domain: String,
+    capture: Capture,
+    resolvers: Resolvers,
+    /// How long connections of a pod that left may go on where its rules left before it.
+    grace: Duration,
+    home: Arc<OwnedFd>,
+    ready: Option<ReadyGuard>,
+    /// Pods we had when the connection began and did not hear of since; `None` once all have been named.
+    unconfirmed: Option<BTreeSet<String>>,
+}
+
+impl Enrolment {
+    /// # Errors
+    /// If the own network namespace cannot be opened.
+    pub(crate) fn new(
+        flags: &Flags,
+        shared: Arc<Shared>,
+        workers: Workers<Arc<Worker>>,
+        ready: ReadyGuard,
+    ) -> std::io::Result<Enrolment> {
+        Ok(Enrolment {
+            shared,
+            workers,
+            trust_domain: flags.trust_domain.clone(),
+            capture: flags.pods_from.capture(),
+            resolvers: Resolvers::of_process(),
+            grace: flags.drain_deadline(),
+            home: netns::current()?,
+            ready: Some(ready),
+            unconfirmed: None,
+        })
+    }
+
+    /// The namespace behind a descriptor.
+    pub(crate) fn namespace(&self, descriptor: OwnedFd) -> Netns {
+        Netns::new(descriptor, self.home.clone())
+    }
+
+    /// The pod is still there.
+    pub(crate) fn confirm(&mut self, key: &str) {
+        if let Some(unconfirmed) = &mut self.unconfirmed {
+            unconfirmed.remove(key);
+        }
+    }
+
+    /// Whether not all pods have been named yet since the connection began.
+    pub(crate) fn in_snapshot(&self) -> bool {
+        self.unconfirmed.is_some()
+    }
+
+    /// All pods have been named: others are gone, and we are ready.
+    pub(crate) fn snapshot_complete(&mut self) {
+        for key in self.unconfirmed.take().unwrap_or_default() {
+            self.remove(&key);
+        }
+        self.ready = None;
+    }
+
+    /// Listens inside the pod on every worker. A pod that is known is left as it is; in another namespace it is another.
+    ///
+    /// # Errors
+    /// What keeps it from being served.
+    pub(crate) async fn add(&mut self, key: &str, info: &PodInfo, netns: Netns) -> Result<Arc<Pod>, String> {
+        self.confirm(key);
+        let identity = SpiffeId::new(&self.trust_domain, &info.namespace, &info.service_account)
+            .map_err(|error| error.to_string())?;
+        if let Some(known) = self.shared.pods.by_key(key)
+            && known.info == *info
+            && known.sockets.are_in(&netns)
+        {
+            // Told again: the same listeners, so that no connection in their queues is lost.
+            return Ok(known);
+        }
+        self.remove(key);
+        let pod = Pod::new(key.to_owned(), info.clone(), identity, PodSockets::new(netns, self.capture));
+        let pod = Arc::new(pod);
+        if let Err(error) = self.open(&pod).await {
+            // What is open already must not take connections that nobody answers for.
+            pod.stop_listening();
+            return Err(error.to_string());
+        }
+        self.shared.identities.prefetch(&pod.identity);
+        tracing::info!(pod = pod.info.uid, identity = %pod.identity, "listening inside the pod");
+        self.shared.pods.insert(pod.clone());
+        Ok(pod)
+    }
+
+    async fn open(&self, pod: &Arc<Pod>) -> std::io::Result<()> {
+        for worker in 0..self.workers.count() {
+            let sockets = pod.sockets.clone();
+            let listeners = blocking(move || sockets.listen()).await?;
+            if worker == 0 {
+                let kept = listeners.iter().map(|(kind, socket)| Ok((*kind, socket.try_clone()?)));
+                pod.keep(kept.collect::<std::io::Result<_>>()?);
+            }
+            let pod = pod.clone();
+            let job = move |worker: Arc<Worker>| {
+                for (kind, socket) in listeners {
+                    tokio::spawn(listen(worker.clone(), pod.clone(), kind, socket));
+                }
+            };
+            self.workers.run(worker, job).await;
+        }
+        if self.capture == Capture::Redirected {
+            let sockets = pod.sockets.clone();
+            let listening = blocking(move || sockets.listen_for_dns()).await?;
+            let (pod, resolvers) = (pod.clone(), self.resolvers.clone());
+            self.workers.run(0, move |_| dns::serve(&pod, &resolvers, listening)).await;
+        }
+        Ok(())
+    }
+
+    /// Lets a pod go; one that is not known is gone already.
+    pub(crate) fn remove(&mut self, key: &str) {
+        let Some(pod) = self.shared.pods.remove(key) else { return };
+        tracing::info!(pod = pod.info.uid, key, "pod is no longer served");
+        self.shared.grants.forget_pod(&pod);
+        if !self.shared.pods.uses(&pod.identity) {
+            self.shared.identities.forget(&pod.identity);
+        }
+        if self.capture == Capture::Redirected {
+            // istio-cni has taken its rules away before it says so: answers of the application no longer come back to
+            // us, and whoever waits for one would wait for long.
+            let grace = self.grace;
+            tokio::spawn(async move {
+                tokio::time::sleep(grace).await;
+                pod.gone.cancel();
+            });
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> std::io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
+}
+
+/// Accepts on one listener until the pod or the process goes away.
+async fn listen(worker: Arc<Worker>, pod: Arc<Pod>, kind: u32, socket: TcpListener) {
+    let socket = match tokio::net::TcpListener::from_std(socket) {
+        Ok(socket) => socket,
+        Err(error) => {
+            tracing::error!(pod = pod.info.uid, kind, %error, "listener cannot be used");
+            return;
+        }
+    };
+    loop {
+        let accepted = tokio::select! {
+            accepted = socket.accept() => accepted,
+            () = pod.listening.cancelled() => return,
+        };
+        let (stream, client) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors or the like: accepting again at once would only burn CPU.
+                tracing::warn!(pod = pod.info.uid, kind, %error, "accept failed");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            }
+        };
+        let worker = worker.clone();
+        match kind {
+            listener::OUTBOUND_V4 | listener::OUTBOUND_V6 => {
+                pod.spawn(outbound::serve(worker, pod.clone(), stream, client));
+            }
+            listener::HBONE_V4 | listener::HBONE_V6 => {
+                pod.spawn(inbound::serve(worker, pod.clone(), stream, client));
+            }
+            _ => {
+                pod.spawn(passthrough::serve(worker, pod.clone(), stream, client));
+            }
+        }
+    }
+}
