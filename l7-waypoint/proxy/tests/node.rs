@@ -5,59 +5,18 @@
 mod bpf;
 #[path = "../../identity/tests/support/ca.rs"]
 mod ca;
+#[path = "support/policies.rs"]
+mod policies;
 #[path = "support/world.rs"]
 mod world;
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::net::Ipv4Addr;
 
+use policies::{deny_checkout, is_cut, payments, payments_service, strict};
 use strata_handoff::{ProxyMessage, ShortCut};
 use world::{Control, NodeProxy, Pod, link, workload};
-use xds_proto::istio::{security as s, workload as w};
-
-/// Denies whoever matches `one`, in namespace shop.
-fn deny(name: &str, one: s::Match) -> s::Authorization {
-    s::Authorization {
-        name: name.to_owned(),
-        namespace: "shop".to_owned(),
-        scope: s::Scope::Namespace.into(),
-        action: s::Action::Deny.into(),
-        rules: vec![s::Rule { clauses: vec![s::Clause { matches: vec![one] }] }],
-        ..Default::default()
-    }
-}
-
-fn strict() -> s::Authorization {
-    let presence = s::StringMatch { match_type: Some(s::string_match::MatchType::Presence(())) };
-    deny("strict", s::Match { not_principals: vec![presence], ..Default::default() })
-}
-
-fn deny_checkout() -> s::Authorization {
-    let kind = s::string_match::MatchType::Exact("cluster.local/ns/shop/sa/checkout".to_owned());
-    let principal = s::StringMatch { match_type: Some(kind) };
-    deny("no-checkout", s::Match { principals: vec![principal], ..Default::default() })
-}
-
-fn payments_service() -> w::Service {
-    w::Service {
-        name: "payments".to_owned(),
-        namespace: "shop".to_owned(),
-        hostname: "payments.shop.svc.cluster.local".to_owned(),
-        addresses: vec![w::NetworkAddress { network: String::new(), address: vec![10, 96, 0, 1].into(), length: None }],
-        ports: vec![w::Port { service_port: 80, target_port: 8080, app_protocol: 0 }],
-        ..Default::default()
-    }
-}
-
-fn payments(pod: &Pod) -> w::Workload {
-    let mut payments = workload(pod, "payments");
-    payments.services.insert("shop/payments.shop.svc.cluster.local".to_owned(), w::PortList::default());
-    payments
-}
-
-fn is_cut(outcome: std::io::Result<usize>) -> bool {
-    matches!(outcome.map_err(|error| error.kind()), Ok(0) | Err(ErrorKind::ConnectionReset))
-}
+use xds_proto::istio::workload as w;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn between_two_nodes() {

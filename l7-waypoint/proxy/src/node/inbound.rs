@@ -49,6 +49,12 @@ pub(crate) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, tcp: TcpStream, cl
                 server.drain();
                 continue;
             }
+            // No new tunnels on this connection to a pod that takes no new connections.
+            () = pod.listening.cancelled(), if !draining => {
+                draining = true;
+                server.drain();
+                continue;
+            }
         };
         match next {
             Ok(Some(inbound)) => {

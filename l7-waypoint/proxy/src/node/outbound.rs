@@ -74,15 +74,19 @@ struct Outbound {
 
 impl Outbound {
     async fn run(mut self, original: SocketAddr) {
+        let port = original.port();
+        let own_port = OWN_PORTS.contains(&port);
+        if own_port && original.ip().is_loopback() {
+            return self.fail(Failure::connect(format_args!("port {port} is the proxy's own")));
+        }
         // What comes over lo has met no check of its source yet, and whoever is root in the pod can add an address.
         let from = self.report.src.ip();
         let Some(source) = self.worker.shared.workload_at(&self.pod, from).await else {
-            return self
-                .fail(Failure::connect(format_args!("the control plane knows no workload of this pod at {from}")));
+            let unknown = format!("the control plane knows no workload of this pod at {from}");
+            return self.fail(Failure::connect(unknown));
         };
-        let own = original.ip().is_loopback() || self.pod.is_at(original.ip(), &source);
-        if own && OWN_PORTS.contains(&original.port()) {
-            return self.fail(Failure::connect(format_args!("port {} is the proxy's own", original.port())));
+        if own_port && self.pod.is_at(original.ip(), &source) {
+            return self.fail(Failure::connect(format_args!("port {port} is the proxy's own")));
         }
         self.report.source = Some(source.clone());
         let seed = rand::random();

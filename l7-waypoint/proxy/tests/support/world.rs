@@ -1,7 +1,7 @@
 //! Pods as network namespaces, a control plane, and the agent's end of the handoff, around the real binary.
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Child, Command};
@@ -70,12 +70,12 @@ impl Pod {
     pub fn echo(&self, port: u16) {
         let (sender, ready) = std::sync::mpsc::channel();
         self.run(move || {
-            let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
+            let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap();
             sender.send(()).unwrap();
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
                 std::thread::spawn(move || {
-                    let hello = format!("{} ", stream.peer_addr().unwrap().ip());
+                    let hello = format!("{} ", stream.peer_addr().unwrap().ip().to_canonical());
                     let _ = stream.write_all(hello.as_bytes());
                     let mut buf = [0; 65536];
                     while let Ok(n @ 1..) = stream.read(&mut buf) {
@@ -93,7 +93,7 @@ impl Pod {
     pub fn connect(&self, to: &str, captured: bool) -> std::io::Result<TcpStream> {
         let to: SocketAddr = to.parse().unwrap();
         let connect = move || {
-            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+            let socket = socket2::Socket::new(socket2::Domain::for_address(to), socket2::Type::STREAM, None)?;
             if captured {
                 socket.set_mark(strata_handoff::mark::CAPTURE)?;
             }
@@ -231,6 +231,43 @@ impl Drop for Process {
     }
 }
 
+impl Process {
+    pub fn terminate(&self) {
+        let pid = nix::unistd::Pid::from_raw(self.0.id() as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    }
+}
+
+/// The binary as the proxy of node `n`; what it leaves behind is in `run_dir`.
+pub fn node_command(control: &Control, run_dir: &Path) -> Command {
+    let token = run_dir.join("token");
+    std::fs::write(&token, TOKEN).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_strata-proxy"));
+    command
+        .args(["--role", "node", "--node-name", "n", "--run-dir"])
+        .arg(run_dir)
+        .args(["--xds-address", &format!("http://{}", control.addr), "--token-path"])
+        .arg(token)
+        .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()));
+    command
+}
+
+/// Whether the proxy whose admin socket this is says that it is ready.
+pub async fn is_ready(socket: &Path) -> bool {
+    let status = strata_runtime::client::get_json(socket, "/status").await;
+    status.is_ok_and(|status| status["ready"] == true)
+}
+
+pub async fn wait_ready(socket: &Path) {
+    for _ in 0..200 {
+        if is_ready(socket).await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("proxy at {} did not become ready", socket.display());
+}
+
 /// One node: the binary, and the agent's end of its handoff.
 pub struct NodeProxy {
     child: Process,
@@ -250,23 +287,12 @@ impl NodeProxy {
     /// As `start`, with more flags.
     pub async fn start_with(control: &Control, pods: &[(&Pod, &str)], flags: &[&str]) -> NodeProxy {
         let run_dir = tempfile::tempdir().unwrap();
-        let token = run_dir.path().join("token");
-        std::fs::write(&token, TOKEN).unwrap();
         let agent = Listener::bind(&run_dir.path().join("handoff.sock")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_strata-proxy"))
-            .args(["--role", "node", "--node-name", "n", "--run-dir"])
-            .arg(run_dir.path())
-            .args(["--xds-address", &format!("http://{}", control.addr), "--token-path"])
-            .arg(&token)
-            .args(flags)
-            .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()))
-            .spawn()
-            .unwrap();
-        let child = Process(child);
+        let child = Process(node_command(control, run_dir.path()).args(flags).spawn().unwrap());
         let (sender, messages) = mpsc::unbounded_channel();
         let mut proxy = NodeProxy { child, run_dir, messages, agent: None };
         proxy.serve_agent(agent, sender, Vec::new(), pods).await;
-        proxy.wait_ready().await;
+        wait_ready(&proxy.socket()).await;
         proxy
     }
 
@@ -344,18 +370,6 @@ impl NodeProxy {
         self.run_dir.path().join("proxy.sock")
     }
 
-    async fn wait_ready(&self) {
-        for _ in 0..200 {
-            if let Ok(status) = strata_runtime::client::get_json(&self.socket(), "/status").await
-                && status["ready"] == true
-            {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        panic!("proxy at {} did not become ready", Path::display(&self.socket()));
-    }
-
     /// The next message the agent gets that `wanted` takes.
     pub async fn told<T>(&mut self, wanted: impl Fn(&ProxyMessage) -> Option<T>) -> T {
         let wait = async {
@@ -374,8 +388,7 @@ impl NodeProxy {
     }
 
     pub fn terminate(&self) {
-        let pid = nix::unistd::Pid::from_raw(self.child.0.id() as i32);
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        self.child.terminate();
     }
 
     pub fn wait(&mut self) -> std::process::ExitStatus {
