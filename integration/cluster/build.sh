@@ -55,14 +55,14 @@ part containerd "$(key "$have" "$here"/go/containerd/{go.mod,go.sum} "$(declare 
 runc() { CGO_ENABLED=0 compile runc -o "$cluster/bin/strata-runc" -ldflags '-s -w' .; }
 part runc "$(key "$have" "$here"/go/runc/{go.mod,main.go} "$(declare -f runc)")" runc
 
-# --- istiod, istioctl, helm, CoreDNS: static, since two of them go into images -------------------------------------
+# --- istiod, istioctl, helm, CoreDNS, what istio-cni does in pods: static, since two of them go into images --------
 mesh() {
   # What their own release builds put in: who they are, and for Helm which Kubernetes charts are rendered for.
   local flags="-s -w -X istio.io/istio/pkg/version.buildVersion=$ISTIO_RELEASE -X helm.sh/helm/v3/internal/version.version=$HELM_VERSION" package
   for package in pkg/chartutil pkg/lint/rules; do
     flags+=" -X helm.sh/helm/v3/$package.k8sVersionMajor=1 -X helm.sh/helm/v3/$package.k8sVersionMinor=$minor"
   done
-  CGO_ENABLED=0 compile mesh -o "$cluster/bin/" -ldflags "$flags" tool ./coredns || return 1
+  CGO_ENABLED=0 compile mesh -o "$cluster/bin/" -ldflags "$flags" tool ./coredns ./istio-node-agent || return 1
   # Charts, CRDs and samples are taken from the same modules.
   local module
   for module in istio.io/istio sigs.k8s.io/gateway-api; do
@@ -71,7 +71,7 @@ mesh() {
 }
 # A link into an emptied module cache means to look again.
 if ! [ -d "$cluster/istio/manifests" ] || ! [ -d "$cluster/gateway-api/config" ]; then rm -f "$cluster/stamps/mesh"; fi
-part mesh "$(key "$have" "$here"/go/mesh/{go.mod,go.sum,coredns/main.go} "$(declare -f mesh)")" mesh
+part mesh "$(key "$have" "$here"/go/mesh/{go.mod,go.sum,coredns/main.go,istio-node-agent/main.go} "$(declare -f mesh)")" mesh
 
 # --- Debian's packages and kubectl --------------------------------------------------------------------------------
 debian() {

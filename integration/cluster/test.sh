@@ -18,6 +18,8 @@ finish() {
 }
 "$here/build.sh"
 "$here/chart-test.sh"
+say "the node proxy beside istio-cni"
+(cd "$repository" && cargo test --workspace --features l7-proxy/cluster-tests --test istio_cni)
 say "docs/istio-compatibility.md: the fields are those of the CRDs"
 diff <(python3 "$repository/integration/scripts/crd-fields.py" "$cluster") "$repository/istio-compat/translate/tests/data/crd-fields.txt"
 trap finish EXIT

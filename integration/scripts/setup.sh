@@ -17,10 +17,10 @@ grep -q cgroup2 /proc/self/mountinfo || die "no cgroup v2 hierarchy is mounted (
 mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf || die "cannot mount bpffs on /sys/fs/bpf"
 
 # --- Debian packages ----------------------------------------------------------------------------------------------
-packages=(ca-certificates curl gcc g++ libc6-dev make pkg-config iproute2 iputils-ping tcpdump procps openssl
+packages=(ca-certificates curl gcc g++ libc6-dev make pkg-config iproute2 iputils-ping nftables tcpdump procps openssl util-linux
           rustc-web cargo-web rust-web-src llvm-22-dev libpolly-22-dev libzstd-dev zlib1g-dev)
 [ "${1:-}" = bench ] && packages+=(nginx-light haproxy wrk iperf3 nghttp2-client python3-pip python3-venv)
-[ "${1:-}" = cluster ] && packages+=(binutils python3 python3-pip util-linux)
+[ "${1:-}" = cluster ] && packages+=(binutils iptables python3 python3-pip)
 missing=()
 for package in "${packages[@]}"; do
   dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")

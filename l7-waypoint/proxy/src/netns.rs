@@ -55,7 +55,8 @@ impl Netns {
     pub(crate) fn run_on_thread<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, || {
-                setns(self.inside.as_fd(), CloneFlags::CLONE_NEWNET)?;
+                setns(self.inside.as_fd(), CloneFlags::CLONE_NEWNET)
+                    .map_err(|error| io::Error::other(format!("entering the network namespace: {error}")))?;
                 work()
             })?;
             thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread inside the namespace panicked")))

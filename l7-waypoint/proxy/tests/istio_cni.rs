@@ -9,6 +9,9 @@ mod ca;
 mod cni;
 #[path = "support/policies.rs"]
 mod policies;
+#[cfg(feature = "cluster-tests")]
+#[path = "istio_cni/real.rs"]
+mod real;
 #[path = "support/world.rs"]
 mod world;
 
@@ -258,7 +261,7 @@ async fn a_sandbox_made_anew_and_messages_that_make_no_sense() {
 
     // A descriptor of something else is that pod's affair; a message that breaks the rules ends the connection.
     let error = connection.add("5", "stock", &std::fs::File::open("/dev/null").unwrap()).await;
-    assert!(!error.is_empty());
+    assert!(error.contains("entering the network namespace"), "{error}");
     assert_eq!(connection.del("5").await, "");
     let netns = a.file();
     let nameless = zds::AddWorkload { uid: "6".to_owned(), workload_info: None };

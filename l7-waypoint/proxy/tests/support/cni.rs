@@ -169,9 +169,14 @@ pub struct Proxy {
 impl Proxy {
     /// Starts it; it is not ready before istio-cni has named all pods. `resolver` is its cluster's.
     pub fn start(control: &Control, cni: &Cni, resolver: Option<&Pod>) -> Proxy {
+        Proxy::start_at(control, &cni.path, resolver)
+    }
+
+    /// As `start`, for whoever will listen on `socket`.
+    pub fn start_at(control: &Control, socket: &Path, resolver: Option<&Pod>) -> Proxy {
         let run_dir = tempfile::tempdir().unwrap();
         let mut command = node_command(control, run_dir.path());
-        command.arg(format!("--pods-from=zds:{}", cni.path.display())).args(["--drain-seconds", "2"]);
+        command.arg(format!("--pods-from=zds:{}", socket.display())).args(["--drain-seconds", "2"]);
         if let Some(resolver) = resolver {
             let file = run_dir.path().join("resolv.conf");
             std::fs::write(&file, format!("nameserver {}\n", resolver.ip)).unwrap();

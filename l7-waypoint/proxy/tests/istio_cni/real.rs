@@ -1,0 +1,142 @@
+//! As its parent, with Istio's own code in istio-cni's place (`integration/cluster/go/mesh/istio-node-agent`): its socket server, its
+//! cache of pods, its iptables rules.
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use crate::cni::Proxy;
+use crate::policies::{deny_checkout, is_cut, payments, payments_service, strict};
+use crate::world::{Control, Pod, Process, is_ready, link, wait_ready, workload};
+use crate::{VIP, both, comes_true, join};
+
+/// The program, in a namespace of its own: what it looks up in the node's is not this machine's affair.
+struct IstioCni {
+    _process: Process,
+    orders: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+/// Where `integration/cluster/build.sh` puts what it builds (env.sh).
+fn program() -> PathBuf {
+    let home = || PathBuf::from(std::env::var_os("HOME").expect("HOME"));
+    let cache = || std::env::var_os("XDG_CACHE_HOME").map_or_else(|| home().join(".cache"), PathBuf::from);
+    let cluster = std::env::var_os("STRATA_CLUSTER_DIR").map_or_else(|| cache().join("strata-cluster"), PathBuf::from);
+    cluster.join("bin/istio-node-agent")
+}
+
+impl IstioCni {
+    /// Starts it with pods that are there already: uid, name, and the namespace if it shall find one.
+    fn start(node: &Pod, socket: &Path, pods: &[(&str, &str, Option<&Pod>)]) -> IstioCni {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &node.name]).arg(program()).arg(socket);
+        for (uid, name, pod) in pods {
+            command.args([*uid, *name]).arg(pod.map_or("-".to_owned(), namespace));
+        }
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (orders, answers) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        let mut cni = IstioCni { _process: Process(child), orders, answers };
+        assert_eq!(cni.answer(), "listening", "{} is built by integration/cluster/build.sh mesh", program().display());
+        cni
+    }
+
+    fn obey(&mut self, order: &str) -> String {
+        writeln!(self.orders, "{order}").unwrap();
+        self.answer()
+    }
+
+    /// Its log goes to the same place.
+    fn answer(&mut self) -> String {
+        let ours = |line: &str| ["listening", "done", "failed:"].iter().any(|word| line.starts_with(word));
+        let mut lines = (&mut self.answers).lines().map(Result::unwrap);
+        lines.find(|line| ours(line)).unwrap_or_default()
+    }
+}
+
+fn namespace(pod: &Pod) -> String {
+    format!("/run/netns/{}", pod.name)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn istios_own_node_agent() {
+    let node = Pod::new("z5-n", Ipv4Addr::new(10, 45, 5, 9));
+    let a = Pod::new("z5-a", Ipv4Addr::new(10, 45, 5, 1));
+    let b = Pod::new("z5-b", Ipv4Addr::new(10, 45, 5, 2));
+    let c = Pod::new("z5-c", Ipv4Addr::new(10, 45, 5, 3));
+    join(&a, &b, "eth0");
+    link(&c, &b, "eth1");
+    link(&c, &a, "eth2");
+    b.echo(8080);
+    let control = Control::start().await;
+    control.workload(both(&a, workload(&a, "checkout")));
+    control.workload(both(&b, payments(&b)));
+    control.service(payments_service());
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("ztunnel.sock");
+    // Our proxy is there first, and waits.
+    let proxy = Proxy::start_at(&control, &socket, Some(&c));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!is_ready(&proxy.socket()).await);
+    let mut cni = IstioCni::start(&node, &socket, &[("5-a", "checkout", Some(&a))]);
+    wait_ready(&proxy.socket()).await;
+    assert_eq!(cni.obey(&format!("add 5-b payments {}", namespace(&b))), "done");
+
+    assert_eq!(a.ask("10.45.5.2:8080", false, "direct").unwrap(), "10.45.5.1 direct");
+    assert_eq!(a.ask(VIP, false, "by name").unwrap(), "10.45.5.1 by name");
+    assert_eq!(a.ask("[fd45:5::2]:8080", false, "in six").unwrap(), "fd45:5::1 in six");
+    assert_eq!(b.ask(VIP, false, "self").unwrap(), "10.45.5.2 self");
+    let metrics = proxy.metrics().await;
+    assert!(metrics.contains("connection_security_policy=\"mutual_tls\"") && !metrics.contains("kernel_attested"));
+    // Names: our relay, over both transports.
+    let udp = c.run(|| UdpSocket::bind("0.0.0.0:53").unwrap()).join().unwrap();
+    let tcp = c.run(|| TcpListener::bind("0.0.0.0:53").unwrap()).join().unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 512];
+        let (length, from) = udp.recv_from(&mut buffer).unwrap();
+        udp.send_to(&[&buffer[..length], format!(" of {}", from.ip()).as_bytes()].concat(), from).unwrap();
+        let (mut stream, from) = tcp.accept().unwrap();
+        write!(stream, "{}", from.ip()).unwrap();
+    });
+    let answer = a.run(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket.send_to(b"query", "10.96.0.10:53").unwrap();
+        let mut buffer = [0; 64];
+        let (length, from) = socket.recv_from(&mut buffer).unwrap();
+        format!("{from}: {}", String::from_utf8_lossy(&buffer[..length]))
+    });
+    assert_eq!(answer.join().unwrap(), "10.96.0.10:53: query of 10.45.5.1");
+    assert_eq!(a.ask("10.96.0.10:53", false, "query").unwrap(), "10.45.5.1");
+
+    // Plaintext, STRICT, a denied identity.
+    assert_eq!(c.ask("10.45.5.2:8080", false, "plain").unwrap(), "10.45.5.3 plain");
+    control.policy(strict());
+    let refused = |pod: &Pod, to: &str| is_cut(pod.connect(to, false).and_then(|mut stream| stream.read(&mut [0; 9])));
+    comes_true("STRICT", || refused(&c, "10.45.5.2:8080")).await;
+    assert_eq!(a.ask(VIP, false, "mtls").unwrap(), "10.45.5.1 mtls");
+    control.policy(deny_checkout());
+    comes_true("a denial", || refused(&a, VIP)).await;
+    control.remove_policy("shop/no-checkout");
+    comes_true("allowed again", || a.ask(VIP, false, "again").is_ok_and(|text| text == "10.45.5.1 again")).await;
+
+    // Restarted, it finds one pod's namespace and keeps the other: nothing that is open ends.
+    let mut open = a.connect(VIP, false).unwrap();
+    let mut buf = [0; 10];
+    open.read_exact(&mut buf).unwrap();
+    drop(cni);
+    assert_eq!(a.ask(VIP, false, "alone").unwrap(), "10.45.5.1 alone");
+    let mut cni = IstioCni::start(&node, &socket, &[("5-a", "checkout", Some(&a)), ("5-b", "payments", None)]);
+    comes_true("it knows the proxy", || cni.obey(&format!("add 5-b payments {}", namespace(&b))) == "done").await;
+    open.write_all(b"still").unwrap();
+    open.read_exact(&mut buf[..5]).unwrap();
+    assert_eq!(&buf[..5], b"still");
+    assert_eq!(a.ask(VIP, false, "again").unwrap(), "10.45.5.1 again");
+
+    // A pod leaves and runs on, and its own ports are its own again.
+    assert_eq!(cni.obey("remove 5-b payments"), "done");
+    assert!(is_cut(open.read(&mut buf)), "a connection of a pod that left hangs");
+    comes_true("nobody listens in it", || b.run(|| TcpListener::bind("0.0.0.0:15008").is_ok()).join().unwrap()).await;
+    assert_eq!(c.ask("10.45.5.2:8080", false, "unmeshed").unwrap(), "10.45.5.3 unmeshed");
+    assert_eq!(cni.obey("delete 5-a checkout"), "done");
+}
