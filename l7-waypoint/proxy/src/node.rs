@@ -24,6 +24,7 @@ use strata_handoff::ProxyMessage;
 use strata_runtime::admin::Admin;
 use strata_runtime::{Readiness, drain, metrics, shutdown_signal, task};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use xds_model::wds::{MeshBuilder, MeshConfig, MeshView, Workload};
 use xds_proto::type_url;
@@ -103,11 +104,8 @@ impl Shared {
 /// Runs until SIGTERM, then drains.
 pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     let by_agent = flags.pods_from == PodsFrom::Agent;
-    anyhow::ensure!(
-        by_agent || flags.placed_waypoints.is_empty(),
-        "--placed-waypoint: what it governs is attested by our agent, and --pods-from names another"
-    );
     let readiness = Readiness::new();
+    let pods_known = readiness.task("pods");
     let registry = metrics::Registry::new();
     let (trigger, watch) = drain::channel();
     // Configuration is followed, and open connections are judged by it, until the end.
@@ -131,13 +129,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
         agent,
         drain: Mutex::new(Some(watch.clone())),
     });
-    let state = shared.clone();
-    let workers = Workers::start(flags.concurrency, &watch, CancellationToken::new(), move |_| {
-        let pool = Pool::new(state.identities.clone(), PoolConfig::default());
-        let placed = placed::engines(&state.placed, &state.mesh, &pool);
-        Arc::new(Worker { pool, shared: state.clone(), placed })
-    })
-    .context("data-plane threads")?;
+    let workers = workers(&flags, &shared, &watch).context("data-plane threads")?;
 
     let admin = crate::admin::node(&flags, &shared, readiness.clone(), registry.clone());
     let public = Admin::new("strata-proxy", readiness.clone(), registry.clone());
@@ -157,18 +149,9 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     task::spawn("xds", xds);
     task::spawn("policy", live::follow(shared.clone(), configured.clone()));
     task::spawn("grants", grants::follow(shared.clone(), configured));
-    let enrolment = Enrolment::new(&flags, shared.clone(), workers, readiness.task("pods"))
+    let enrolment = Enrolment::new(&flags, shared.clone(), workers, pods_known)
         .context("the own network namespace cannot be opened")?;
-    let path = flags.pods_socket();
-    let pods = match flags.pods_from {
-        PodsFrom::Agent => {
-            task::spawn("handoff", async move { enrolment::follow(&path, Agent { messages }, enrolment).await })
-        }
-        PodsFrom::Zds(_) => {
-            let cni = IstioCni::new(&flags.cluster_id, &flags.node_name);
-            task::spawn("zds", async move { enrolment::follow(&path, cni, enrolment).await })
-        }
-    };
+    let pods = follow_pods(&flags, enrolment, messages);
     drop(watch);
 
     shutdown_signal().await;
@@ -184,4 +167,28 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     drop(configuring);
     tracing::info!(clean, "drained");
     Ok(())
+}
+
+/// The data-plane threads, each with its own pool and engines.
+fn workers(flags: &Flags, shared: &Arc<Shared>, watch: &drain::Watch) -> std::io::Result<Workers<Arc<Worker>>> {
+    let shared = shared.clone();
+    Workers::start(flags.concurrency, watch, CancellationToken::new(), move |_| {
+        let pool = Pool::new(shared.identities.clone(), PoolConfig::default());
+        let placed = placed::engines(&shared.placed, &shared.mesh, &pool);
+        Arc::new(Worker { pool, shared: shared.clone(), placed })
+    })
+}
+
+/// Takes in the pods of whoever tells of them, until aborted. `messages` are for our agent only.
+fn follow_pods(flags: &Flags, pods: Enrolment, messages: mpsc::Receiver<ProxyMessage>) -> JoinHandle<()> {
+    let path = flags.pods_socket();
+    match flags.pods_from {
+        PodsFrom::Agent => task::spawn("handoff", async move {
+            enrolment::follow(&path, Agent { messages }, pods).await;
+        }),
+        PodsFrom::Zds(_) => {
+            let cni = IstioCni::new(&flags.cluster_id, &flags.node_name);
+            task::spawn("zds", async move { enrolment::follow(&path, cni, pods).await })
+        }
+    }
 }

@@ -71,7 +71,7 @@ fn tell_agent(shared: &Shared, subject: &Subject, client: SocketAddr, decision: 
         reason: failure.error,
     };
     if shared.agent.try_send(ProxyMessage::Refused(refused)).is_err() {
-        tracing::debug!("refusal not reported to the agent: its queue is full");
+        tracing::debug!("refusal not reported to the agent: its queue is full, or there is none");
     }
 }
 

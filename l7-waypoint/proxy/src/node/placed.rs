@@ -20,7 +20,7 @@ use tokio::sync::{broadcast, mpsc};
 use xds_model::spiffe::SpiffeId;
 use xds_model::wds::MeshView;
 
-use crate::config::Flags;
+use crate::config::{Flags, PodsFrom};
 use crate::waypoint::config::{Handler, State};
 use crate::waypoint::connector::{CLIENT, HboneConnector};
 use crate::waypoint::peers::MeshPeers;
@@ -50,7 +50,7 @@ pub(crate) struct Captured {
 /// All of `--placed-waypoint`, and the handler of each one's xDS stream, in the same order.
 ///
 /// # Errors
-/// If a name does not make a SPIFFE identity.
+/// If a name does not make a SPIFFE identity, or the pods are not our agent's.
 pub(crate) fn placements(
     flags: &Flags,
     events: &broadcast::Sender<Arc<str>>,
@@ -58,6 +58,10 @@ pub(crate) fn placements(
     if flags.placed_waypoints.is_empty() {
         return Ok(Default::default());
     }
+    anyhow::ensure!(
+        flags.pods_from == PodsFrom::Agent,
+        "--placed-waypoint: our agent vouches for whom it governs, and --pods-from names another"
+    );
     // A registry of its own: both layers count TCP connections under Istio's names.
     let telemetry = l7_telemetry::Telemetry::new(&metrics::Registry::new());
     forward(telemetry.events().subscribe(), events.clone());

@@ -175,12 +175,12 @@ fn istios_chart_for_ztunnel() {
         (flags.cluster_id.as_str(), flags.network.as_str(), flags.node_name.as_str()),
         ("west", "net-1", "ks-b")
     );
+    assert_eq!(flags.pods_socket(), Path::new("/var/run/ztunnel/ztunnel.sock"));
     assert_eq!(flags.instance_ip, "fd00:88::7".parse::<IpAddr>().unwrap());
     assert_eq!(flags.node_id(), "ztunnel~fd00:88::7~ztunnel-x7.istio-system~istio-system.svc.cluster.local");
     assert_eq!(flags.admin_addr.unwrap().to_string(), "127.0.0.1:15000");
     assert_eq!(flags.xds_root_ca.unwrap(), folder.path().join("var/run/secrets/istio/root-cert.pem"));
     assert_eq!(flags.metadata.get("CLUSTER_ID"), Some(&json!("west")));
-    assert_eq!(flags.pods_socket(), Path::new("/var/run/ztunnel/ztunnel.sock"));
 }
 
 #[test]
