@@ -96,7 +96,9 @@ async fn istios_own_node_agent() {
         let (length, from) = udp.recv_from(&mut buffer).unwrap();
         udp.send_to(&[&buffer[..length], format!(" of {}", from.ip()).as_bytes()].concat(), from).unwrap();
         let (mut stream, from) = tcp.accept().unwrap();
-        write!(stream, "{}", from.ip()).unwrap();
+        let mut query = String::new();
+        stream.read_to_string(&mut query).unwrap();
+        stream.write_all(format!("{query} of {}", from.ip()).as_bytes()).unwrap();
     });
     let answer = a.run(|| {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
@@ -107,7 +109,7 @@ async fn istios_own_node_agent() {
         format!("{from}: {}", String::from_utf8_lossy(&buffer[..length]))
     });
     assert_eq!(answer.join().unwrap(), "10.96.0.10:53: query of 10.45.5.1");
-    assert_eq!(a.ask("10.96.0.10:53", false, "query").unwrap(), "10.45.5.1");
+    assert_eq!(a.ask("10.96.0.10:53", false, "query").unwrap(), "query of 10.45.5.1");
 
     // Plaintext, STRICT, a denied identity.
     assert_eq!(c.ask("10.45.5.2:8080", false, "plain").unwrap(), "10.45.5.3 plain");
