@@ -1,5 +1,5 @@
 //! As its parent, with Istio's own code in istio-cni's place (`integration/cluster/go/mesh/istio-node-agent`): its socket server, its
-//! cache of pods, its iptables rules.
+//! cache of pods, its rules by iptables or nftables.
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -18,6 +18,13 @@ struct IstioCni {
     answers: BufReader<ChildStdout>,
 }
 
+/// What istio-cni writes them with.
+#[derive(Clone, Copy, PartialEq)]
+enum Rules {
+    Iptables,
+    Nftables,
+}
+
 /// Where `integration/cluster/build.sh` puts what it builds (env.sh).
 fn program() -> PathBuf {
     let home = || PathBuf::from(std::env::var_os("HOME").expect("HOME"));
@@ -28,9 +35,10 @@ fn program() -> PathBuf {
 
 impl IstioCni {
     /// Starts it with pods that are there already: uid, name, and the namespace if it shall find one.
-    fn start(node: &Pod, socket: &Path, pods: &[(&str, &str, Option<&Pod>)]) -> IstioCni {
+    fn start(node: &Pod, rules: Rules, socket: &Path, pods: &[(&str, &str, Option<&Pod>)]) -> IstioCni {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &node.name]).arg(program()).arg(socket);
+        command.env("NATIVE_NFTABLES", (rules == Rules::Nftables).to_string());
         for (uid, name, pod) in pods {
             command.args([*uid, *name]).arg(pod.map_or("-".to_owned(), namespace));
         }
@@ -59,11 +67,21 @@ fn namespace(pod: &Pod) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn istios_own_node_agent() {
-    let node = Pod::new("z5-n", Ipv4Addr::new(10, 45, 5, 9));
-    let a = Pod::new("z5-a", Ipv4Addr::new(10, 45, 5, 1));
-    let b = Pod::new("z5-b", Ipv4Addr::new(10, 45, 5, 2));
-    let c = Pod::new("z5-c", Ipv4Addr::new(10, 45, 5, 3));
+async fn istios_own_node_agent_with_iptables() {
+    serves(5, Rules::Iptables).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn istios_own_node_agent_with_nftables() {
+    serves(6, Rules::Nftables).await;
+}
+
+/// Pods of 10.45.`net`.0/24 join, talk, are denied, see istio-cni restarted, and leave.
+async fn serves(net: u8, rules: Rules) {
+    let [node, a, b, c] = [("n", 9), ("a", 1), ("b", 2), ("c", 3)]
+        .map(|(name, host)| Pod::new(&format!("z{net}-{name}"), Ipv4Addr::new(10, 45, net, host)));
+    let to_b = format!("10.45.{net}.2:8080");
+    let says = |host: u8, text: &str| format!("10.45.{net}.{host} {text}");
     join(&a, &b, "eth0");
     link(&c, &b, "eth1");
     link(&c, &a, "eth2");
@@ -78,14 +96,14 @@ async fn istios_own_node_agent() {
     let proxy = Proxy::start_at(&control, &socket, Some(&c));
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!is_ready(&proxy.socket()).await);
-    let mut cni = IstioCni::start(&node, &socket, &[("5-a", "checkout", Some(&a))]);
+    let mut cni = IstioCni::start(&node, rules, &socket, &[("5-a", "checkout", Some(&a))]);
     wait_ready(&proxy.socket()).await;
     assert_eq!(cni.obey(&format!("add 5-b payments {}", namespace(&b))), "done");
 
-    assert_eq!(a.ask("10.45.5.2:8080", false, "direct").unwrap(), "10.45.5.1 direct");
-    assert_eq!(a.ask(VIP, false, "by name").unwrap(), "10.45.5.1 by name");
-    assert_eq!(a.ask("[fd45:5::2]:8080", false, "in six").unwrap(), "fd45:5::1 in six");
-    assert_eq!(b.ask(VIP, false, "self").unwrap(), "10.45.5.2 self");
+    assert_eq!(a.ask(&to_b, false, "direct").unwrap(), says(1, "direct"));
+    assert_eq!(a.ask(VIP, false, "by name").unwrap(), says(1, "by name"));
+    assert_eq!(a.ask(&format!("[fd45:{net}::2]:8080"), false, "in six").unwrap(), format!("fd45:{net}::1 in six"));
+    assert_eq!(b.ask(VIP, false, "self").unwrap(), says(2, "self"));
     let metrics = proxy.metrics().await;
     assert!(metrics.contains("connection_security_policy=\"mutual_tls\"") && !metrics.contains("kernel_attested"));
     // Names: our relay, over both transports.
@@ -108,37 +126,37 @@ async fn istios_own_node_agent() {
         let (length, from) = socket.recv_from(&mut buffer).unwrap();
         format!("{from}: {}", String::from_utf8_lossy(&buffer[..length]))
     });
-    assert_eq!(answer.join().unwrap(), "10.96.0.10:53: query of 10.45.5.1");
-    assert_eq!(a.ask("10.96.0.10:53", false, "query").unwrap(), "query of 10.45.5.1");
+    assert_eq!(answer.join().unwrap(), format!("10.96.0.10:53: query of {}", a.ip));
+    assert_eq!(a.ask("10.96.0.10:53", false, "query").unwrap(), format!("query of {}", a.ip));
 
     // Plaintext, STRICT, a denied identity.
-    assert_eq!(c.ask("10.45.5.2:8080", false, "plain").unwrap(), "10.45.5.3 plain");
+    assert_eq!(c.ask(&to_b, false, "plain").unwrap(), says(3, "plain"));
     control.policy(strict());
     let refused = |pod: &Pod, to: &str| is_cut(pod.connect(to, false).and_then(|mut stream| stream.read(&mut [0; 9])));
-    comes_true("STRICT", || refused(&c, "10.45.5.2:8080")).await;
-    assert_eq!(a.ask(VIP, false, "mtls").unwrap(), "10.45.5.1 mtls");
+    comes_true("STRICT", || refused(&c, &to_b)).await;
+    assert_eq!(a.ask(VIP, false, "mtls").unwrap(), says(1, "mtls"));
     control.policy(deny_checkout());
     comes_true("a denial", || refused(&a, VIP)).await;
     control.remove_policy("shop/no-checkout");
-    comes_true("allowed again", || a.ask(VIP, false, "again").is_ok_and(|text| text == "10.45.5.1 again")).await;
+    comes_true("allowed again", || a.ask(VIP, false, "again").is_ok_and(|text| text == says(1, "again"))).await;
 
     // Restarted, it finds one pod's namespace and keeps the other: nothing that is open ends.
     let mut open = a.connect(VIP, false).unwrap();
     let mut buf = [0; 10];
     open.read_exact(&mut buf).unwrap();
     drop(cni);
-    assert_eq!(a.ask(VIP, false, "alone").unwrap(), "10.45.5.1 alone");
-    let mut cni = IstioCni::start(&node, &socket, &[("5-a", "checkout", Some(&a)), ("5-b", "payments", None)]);
+    assert_eq!(a.ask(VIP, false, "alone").unwrap(), says(1, "alone"));
+    let mut cni = IstioCni::start(&node, rules, &socket, &[("5-a", "checkout", Some(&a)), ("5-b", "payments", None)]);
     comes_true("it knows the proxy", || cni.obey(&format!("add 5-b payments {}", namespace(&b))) == "done").await;
     open.write_all(b"still").unwrap();
     open.read_exact(&mut buf[..5]).unwrap();
     assert_eq!(&buf[..5], b"still");
-    assert_eq!(a.ask(VIP, false, "again").unwrap(), "10.45.5.1 again");
+    assert_eq!(a.ask(VIP, false, "again").unwrap(), says(1, "again"));
 
     // A pod leaves and runs on, and its own ports are its own again.
     assert_eq!(cni.obey("remove 5-b payments"), "done");
     assert!(is_cut(open.read(&mut buf)), "a connection of a pod that left hangs");
     comes_true("nobody listens in it", || b.run(|| TcpListener::bind("0.0.0.0:15008").is_ok()).join().unwrap()).await;
-    assert_eq!(c.ask("10.45.5.2:8080", false, "unmeshed").unwrap(), "10.45.5.3 unmeshed");
+    assert_eq!(c.ask(&to_b, false, "unmeshed").unwrap(), says(3, "unmeshed"));
     assert_eq!(cni.obey("delete 5-a checkout"), "done");
 }

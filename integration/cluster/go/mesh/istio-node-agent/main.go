@@ -6,6 +6,7 @@
 //	remove UID NAME        it leaves the mesh and runs on
 //	delete UID NAME        it is gone
 //
+// NATIVE_NFTABLES=true has it write its rules by nftables, as the chart's value of that name does.
 // Called istio-cni it would not work: by that name Istio's iptables code takes itself for the CNI plugin and closes descriptor 0.
 // Each line is answered with "done" or "failed: WHY". What Istio does not export is reached by name: what is tested is that code,
 // and only the API server that drives it is left out.
@@ -115,7 +116,8 @@ func main() {
 		Reconcile:              true,
 	}
 	_, inPod, err := trafficmanager.NewTrafficRuleManager(&trafficmanager.TrafficRuleManagerConfig{
-		HostConfig: rules, PodConfig: rules, NlDeps: iptables.RealNlDeps(),
+		NativeNftables: os.Getenv("NATIVE_NFTABLES") == "true",
+		HostConfig:     rules, PodConfig: rules, NlDeps: iptables.RealNlDeps(),
 		// Which one it takes depends on rules the node has; here the node has none.
 		HostDeps: &dependencies.RealDependencies{ForceIptablesBinary: "nft"},
 		PodDeps:  &dependencies.RealDependencies{UsePodScopedXtablesLock: true, ForceIptablesBinary: "nft"},
