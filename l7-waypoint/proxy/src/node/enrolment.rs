@@ -32,16 +32,16 @@ pub(crate) trait PodSource: Send {
 }
 
 /// Connects to `source` on `path`, again and again.
-pub(crate) async fn follow(path: &Path, mut source: impl PodSource, mut pods: Enrolment) {
-    let (who, shown) = (source_name(&source), path.display());
+pub(crate) async fn follow<S: PodSource>(path: &Path, mut source: S, mut pods: Enrolment) {
+    let (who, shown) = (S::NAME, path.display());
     let mut pause = FIRST_BACKOFF;
     let mut missed = false;
     loop {
         match SeqPacket::connect(path) {
             Ok(socket) => {
                 tracing::info!(path = %shown, "connected to {who}");
-                (missed, pods.unconfirmed) =
-                    (false, Some(pods.shared.pods.all().iter().map(|pod| pod.key.clone()).collect()));
+                missed = false;
+                pods.unconfirmed = Some(pods.shared.pods.all().iter().map(|pod| pod.key.clone()).collect());
                 let began = Instant::now();
                 let error = source.converse(socket, &mut pods).await;
                 tracing::warn!(error, "{who}'s connection ended; listeners and connections go on");
@@ -59,10 +59,6 @@ pub(crate) async fn follow(path: &Path, mut source: impl PodSource, mut pods: En
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(MAX_BACKOFF);
     }
-}
-
-fn source_name<S: PodSource>(_: &S) -> &'static str {
-    S::NAME
 }
 
 /// Takes pods in and lets them go.
