@@ -48,6 +48,9 @@ const WORKLOAD_WAIT: Duration = Duration::from_secs(5);
 /// Time to connect to an application or a plaintext destination.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a proxy that drains goes on accepting: handshakes begun before its successor had the listeners end here.
+const LATECOMERS: Duration = Duration::from_secs(1);
+
 /// What all threads of the node role read.
 pub(crate) struct Shared {
     pub mesh: MeshView,
@@ -59,7 +62,7 @@ pub(crate) struct Shared {
     /// Waypoints served here.
     pub placed: Vec<Placed>,
     pub agent: mpsc::Sender<ProxyMessage>,
-    /// Taken when the drain starts: only connections that are open by then hold it up.
+    /// Taken when the listeners close: the drain waits for connections that came in by then.
     drain: Mutex<Option<drain::Watch>>,
 }
 
@@ -72,7 +75,7 @@ pub(crate) struct Worker {
 }
 
 impl Shared {
-    /// To be held while a connection is open; `None` once the process drains and takes no more.
+    /// To be held while listening and while a connection is open; `None` once the process takes no more.
     fn watch(&self) -> Option<drain::Watch> {
         self.drain.lock().clone()
     }
@@ -129,7 +132,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
         agent,
         drain: Mutex::new(Some(watch.clone())),
     });
-    let workers = workers(&flags, &shared, &watch).context("data-plane threads")?;
+    let workers = workers(&flags, &shared).context("data-plane threads")?;
 
     let admin = crate::admin::node(&flags, &shared, readiness.clone(), registry.clone());
     let public = Admin::new("strata-proxy", readiness.clone(), registry.clone());
@@ -160,9 +163,13 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     if !by_agent {
         pods.abort();
     }
-    shared.pods.stop_listening();
-    shared.drain.lock().take();
-    let clean = trigger.drain(flags.drain_deadline()).await;
+    let deadline = flags.drain_deadline();
+    let stop_listening = async {
+        tokio::time::sleep(LATECOMERS.min(deadline / 5)).await;
+        shared.pods.stop_listening();
+        shared.drain.lock().take();
+    };
+    let (clean, ()) = tokio::join!(trigger.drain(deadline), stop_listening);
     pods.abort();
     drop(configuring);
     tracing::info!(clean, "drained");
@@ -170,9 +177,9 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
 }
 
 /// The data-plane threads, each with its own pool and engines.
-fn workers(flags: &Flags, shared: &Arc<Shared>, watch: &drain::Watch) -> std::io::Result<Workers<Arc<Worker>>> {
+fn workers(flags: &Flags, shared: &Arc<Shared>) -> std::io::Result<Workers<Arc<Worker>>> {
     let shared = shared.clone();
-    Workers::start(flags.concurrency, watch, CancellationToken::new(), move |_| {
+    Workers::start(flags.concurrency, CancellationToken::new(), move |_| {
         let pool = Pool::new(shared.identities.clone(), PoolConfig::default());
         let placed = placed::engines(&shared.placed, &shared.mesh, &pool);
         Arc::new(Worker { pool, shared: shared.clone(), placed })

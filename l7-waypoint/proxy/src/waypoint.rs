@@ -63,7 +63,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     let workers = {
         let (identities, mesh, own, snapshot) = (identities.clone(), mesh.clone(), own.clone(), snapshot.clone());
         let engines = engines.clone();
-        Workers::start(flags.concurrency, &watch, closing.clone(), move |_| {
+        Workers::start(flags.concurrency, closing.clone(), move |_| {
             let pool = Pool::new(identities.clone(), PoolConfig::default());
             let connector = HboneConnector::new(pool, own.clone(), mesh.clone(), snapshot.clone());
             let mut config = EngineConfig::new(snapshot.clone(), engines.clone(), Rc::new(connector));

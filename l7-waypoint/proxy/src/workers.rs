@@ -1,19 +1,25 @@
 //! Data-plane threads: each a single-threaded runtime that shares nothing mutable with the others.
 use std::io;
+use std::sync::Arc;
 
-use strata_runtime::drain;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 /// Work handed to a thread, as a future made there.
 type Job<W> = Box<dyn FnOnce(W) + Send>;
 
-/// Jobs a thread may have waiting; each is a set of listeners to serve.
+/// Jobs a thread may have waiting; each is a connection, or listeners to serve.
 const QUEUE: usize = 1024;
 
 /// The threads.
 pub(crate) struct Workers<W> {
-    queues: Vec<mpsc::Sender<Job<W>>>,
+    queues: Arc<[mpsc::Sender<Job<W>>]>,
+}
+
+impl<W> Clone for Workers<W> {
+    fn clone(&self) -> Workers<W> {
+        Workers { queues: self.queues.clone() }
+    }
 }
 
 impl<W: Clone + 'static> Workers<W> {
@@ -24,14 +30,13 @@ impl<W: Clone + 'static> Workers<W> {
     /// If a thread cannot be started.
     pub(crate) fn start(
         count: u16,
-        drain: &drain::Watch,
         closing: CancellationToken,
         state: impl Fn(u16) -> W + Send + Clone + 'static,
     ) -> io::Result<Workers<W>> {
         let mut queues = Vec::with_capacity(usize::from(count));
         for number in 0..count {
             let (sender, mut jobs) = mpsc::channel::<Job<W>>(QUEUE);
-            let (state, mut drain, closing) = (state.clone(), drain.clone(), closing.clone());
+            let (state, closing) = (state.clone(), closing.clone());
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
                 let local = tokio::task::LocalSet::new();
@@ -43,11 +48,10 @@ impl<W: Clone + 'static> Workers<W> {
                                 Some(job) => job(state.clone()),
                                 None => break,
                             },
-                            _ = drain.signaled() => break,
+                            () = closing.cancelled() => break,
                         }
                     }
-                    // Connections hold watches of their own; the process waits for those and then ends.
-                    drop(drain);
+                    // Connections go on until the process ends.
                     closing.cancelled().await;
                     drop(state);
                     std::future::pending::<()>().await;
@@ -55,7 +59,7 @@ impl<W: Clone + 'static> Workers<W> {
             })?;
             queues.push(sender);
         }
-        Ok(Workers { queues })
+        Ok(Workers { queues: queues.into() })
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -67,7 +71,7 @@ impl<W: Clone + 'static> Workers<W> {
         if let Some(queue) = self.queues.get(worker)
             && queue.send(Box::new(job)).await.is_err()
         {
-            tracing::debug!(worker, "thread is draining");
+            tracing::debug!(worker, "thread is closing");
         }
     }
 }

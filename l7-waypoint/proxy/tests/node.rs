@@ -12,10 +12,12 @@ mod world;
 
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use policies::{deny_checkout, is_cut, payments, payments_service, strict};
 use strata_handoff::{ProxyMessage, ShortCut};
-use world::{Control, NodeProxy, Pod, link, workload};
+use world::{Control, NodeProxy, Pod, exchange, link, workload};
 use xds_proto::istio::workload as w;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -210,5 +212,42 @@ async fn an_endpoint_behind_a_short_cut_is_drawn_again() {
         granted.sort();
         assert_eq!(granted, [b.ip, c.ip]);
         proxy.restart_agent(&pods, || {}).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_successor_takes_over_without_a_lost_connection() {
+    let a = Pod::new("h4-a", Ipv4Addr::new(10, 44, 4, 1));
+    let b = Pod::new("h4-b", Ipv4Addr::new(10, 44, 4, 2));
+    link(&a, &b, "eth0");
+    a.rules();
+    b.rules();
+    b.echo(8080);
+    let control = Control::start().await;
+    control.workload(workload(&a, "checkout"));
+    control.workload(payments(&b));
+    control.service(payments_service());
+    let pods = [(&a, "checkout"), (&b, "payments")];
+    let mut proxy = NodeProxy::start(&control, &pods).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let callers: Vec<_> = (0..4)
+        .map(|_| {
+            let stop = stop.clone();
+            a.run(move || {
+                let mut answered = 0u32;
+                while !stop.load(Ordering::Relaxed) {
+                    assert_eq!(exchange("10.96.0.1:80", true, "on").unwrap(), "10.44.4.1 on", "after {answered}");
+                    answered += 1;
+                }
+                answered
+            })
+        })
+        .collect();
+    for _ in 0..3 {
+        assert!(proxy.succeed(&control, &pods).await.success());
+    }
+    stop.store(true, Ordering::Relaxed);
+    for caller in callers {
+        assert!(caller.join().unwrap() > 100);
     }
 }

@@ -1,7 +1,12 @@
 //! New TCP connections in an enrolled pod's namespace. One instance a pod: this hook cannot ask whose namespace it runs in.
 use core::ptr::addr_of;
 
-use aya_ebpf::{Global, macros::sk_lookup, programs::SkLookupContext};
+use aya_ebpf::{
+    Global,
+    bindings::{BPF_SK_LOOKUP_F_NO_REUSEPORT, BPF_SK_LOOKUP_F_REPLACE},
+    macros::sk_lookup,
+    programs::SkLookupContext,
+};
 use strata_abi::{Addr, DropReason, FlowEvent, ListenerKey, Verdict, direction, hook, identity, stat};
 use strata_bpf_core::{
     Maps as _,
@@ -16,8 +21,9 @@ use crate::{
 const SK_DROP: u32 = 0;
 const SK_PASS: u32 = 1;
 const AF_INET: u32 = 2;
-/// Over an earlier program's choice: capture is not optional.
-const BPF_SK_LOOKUP_F_REPLACE: u64 = 1;
+/// Over an earlier program's choice, since capture is not optional; and this listener itself, not another of its
+/// SO_REUSEPORT group: during an upgrade that could be the old proxy's (include/uapi/linux/bpf.h).
+const LISTENER_ITSELF: u64 = (BPF_SK_LOOKUP_F_REPLACE | BPF_SK_LOOKUP_F_NO_REUSEPORT) as u64;
 
 // Set by the loader. `#[used]`: LLVM could otherwise merge one with an equal constant, and overriding it would change both.
 #[used]
@@ -54,7 +60,7 @@ pub fn pod_lookup(ctx: SkLookupContext) -> u32 {
         Choice::Listener(kind) => kind,
     };
     let key = ListenerKey { pod_index: POD_INDEX.load(), kind };
-    if LISTENERS.redirect_sk_lookup(&ctx, &key, BPF_SK_LOOKUP_F_REPLACE).is_ok() {
+    if LISTENERS.redirect_sk_lookup(&ctx, &key, LISTENER_ITSELF).is_ok() {
         return SK_PASS;
     }
     // 8. Capture is in force and nobody listens: closed, not around the proxy.

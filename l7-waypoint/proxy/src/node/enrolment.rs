@@ -1,13 +1,16 @@
 //! Pods in and out, whoever tells of them: listeners in their namespaces, certificates, reconciliation after a snapshot.
 use std::collections::BTreeSet;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use socket2::Socket;
 use strata_handoff::{PodInfo, SeqPacket, listener};
-use strata_runtime::ReadyGuard;
+use strata_runtime::{ReadyGuard, drain};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use xds_model::spiffe::SpiffeId;
 
 use super::dns::{self, Resolvers};
@@ -123,7 +126,7 @@ impl Enrolment {
         self.ready = None;
     }
 
-    /// Listens inside the pod on every worker. A pod that is known is left as it is; in another namespace it is another.
+    /// Listens inside the pod. A pod that is known is left as it is; in another namespace it is another.
     ///
     /// # Errors
     /// What keeps it from being served.
@@ -153,26 +156,23 @@ impl Enrolment {
     }
 
     async fn open(&self, pod: &Arc<Pod>) -> std::io::Result<()> {
-        for worker in 0..self.workers.count() {
-            let sockets = pod.sockets.clone();
-            let listeners = blocking(move || sockets.listen()).await?;
-            if worker == 0 {
-                let kept = listeners.iter().map(|(kind, socket)| Ok((*kind, socket.try_clone()?)));
-                pod.keep(kept.collect::<std::io::Result<_>>()?);
-            }
-            let pod = pod.clone();
-            let job = move |worker: Arc<Worker>| {
-                for (kind, socket) in listeners {
-                    tokio::spawn(listen(worker.clone(), pod.clone(), kind, socket));
-                }
-            };
-            self.workers.run(worker, job).await;
+        let watch = self.shared.watch().ok_or_else(|| std::io::Error::other("the proxy is going away"))?;
+        let sockets = pod.sockets.clone();
+        let listeners = blocking(move || sockets.listen()).await?;
+        let kept = listeners.iter().map(|(kind, socket)| Ok((*kind, socket.try_clone()?)));
+        pod.keep(kept.collect::<std::io::Result<_>>()?);
+        // Pods take turns with the threads that accept for them.
+        let first = rand::random_range(0..self.workers.count());
+        for (kind, socket) in listeners {
+            let (pod, workers, watch) = (pod.clone(), self.workers.clone(), watch.clone());
+            let accepting = Accepting { pod, kind, workers, turn: first, watch };
+            self.workers.run(first, move |_| drop(tokio::spawn(accepting.run(socket)))).await;
         }
         if self.capture == Capture::Redirected {
             let sockets = pod.sockets.clone();
             let listening = blocking(move || sockets.listen_for_dns()).await?;
             let (pod, resolvers) = (pod.clone(), self.resolvers.clone());
-            self.workers.run(0, move |_| dns::serve(&pod, &resolvers, listening)).await;
+            self.workers.run(first, move |_| dns::serve(&pod, &resolvers, listening)).await;
         }
         Ok(())
     }
@@ -201,40 +201,75 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> +
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
 }
 
-/// Accepts on one listener until the pod or the process goes away.
-async fn listen(worker: Arc<Worker>, pod: Arc<Pod>, kind: u32, socket: TcpListener) {
-    let socket = match tokio::net::TcpListener::from_std(socket) {
-        Ok(socket) => socket,
-        Err(error) => {
-            tracing::error!(pod = pod.info.uid, kind, %error, "listener cannot be used");
-            return;
-        }
-    };
-    loop {
-        let accepted = tokio::select! {
-            accepted = socket.accept() => accepted,
-            () = pod.listening.cancelled() => return,
-        };
-        let (stream, client) = match accepted {
-            Ok(accepted) => accepted,
+/// One of a pod's listeners.
+struct Accepting {
+    pod: Arc<Pod>,
+    kind: u32,
+    workers: Workers<Arc<Worker>>,
+    /// The thread whose turn it is.
+    turn: usize,
+    /// Of each connection: held until it is over.
+    watch: drain::Watch,
+}
+
+impl Accepting {
+    /// Accepts until the pod or the process goes away; threads take turns with the connections.
+    async fn run(mut self, socket: TcpListener) {
+        // SAFETY: `as_raw_fd` of a Socket always answers the same descriptor, open for as long as the AsyncFd owns it.
+        let registered = unsafe { AsyncFd::register_with_interest(Socket::from(socket), Interest::READABLE) };
+        let socket = match registered {
+            Ok(socket) => socket,
             Err(error) => {
-                // Out of descriptors or the like: accepting again at once would only burn CPU.
-                tracing::warn!(pod = pod.info.uid, kind, %error, "accept failed");
-                tokio::time::sleep(Duration::from_millis(10)).await;
-                continue;
+                let error = std::io::Error::from(error);
+                tracing::error!(pod = self.pod.info.uid, kind = self.kind, %error, "listener cannot be used");
+                return;
             }
         };
-        let worker = worker.clone();
-        match kind {
-            listener::OUTBOUND_V4 | listener::OUTBOUND_V6 => {
-                pod.spawn(outbound::serve(worker, pod.clone(), stream, client));
+        let pod = self.pod.clone();
+        loop {
+            let accepted = tokio::select! {
+                accepted = socket.async_io(Interest::READABLE, accept) => accepted,
+                () = pod.listening.cancelled() => break,
+            };
+            match accepted {
+                Ok((stream, client)) => self.hand_on(stream, client).await,
+                Err(error) => {
+                    // Out of descriptors or the like: accepting again at once would only burn CPU.
+                    tracing::warn!(pod = self.pod.info.uid, kind = self.kind, %error, "accept failed");
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
             }
-            listener::HBONE_V4 | listener::HBONE_V6 => {
-                pod.spawn(inbound::serve(worker, pod.clone(), stream, client));
-            }
-            _ => {
-                pod.spawn(passthrough::serve(worker, pod.clone(), stream, client));
-            }
+        }
+        // Those that are through their handshake by now would be reset with the listener.
+        while let Ok((stream, client)) = accept(socket.get_ref()) {
+            self.hand_on(stream, client).await;
         }
     }
+
+    async fn hand_on(&mut self, stream: TcpStream, client: SocketAddr) {
+        let (pod, kind, watch) = (self.pod.clone(), self.kind, self.watch.clone());
+        let serve = move |worker: Arc<Worker>| {
+            let stream = match tokio::net::TcpStream::from_std(stream) {
+                Ok(stream) => stream,
+                Err(error) => return tracing::warn!(pod = pod.info.uid, kind, %error, "connection cannot be used"),
+            };
+            match kind {
+                listener::OUTBOUND_V4 | listener::OUTBOUND_V6 => {
+                    pod.spawn(outbound::serve(worker, pod.clone(), stream, client, watch));
+                }
+                listener::HBONE_V4 | listener::HBONE_V6 => {
+                    pod.spawn(inbound::serve(worker, pod.clone(), stream, client, watch));
+                }
+                _ => pod.spawn(passthrough::serve(worker, pod.clone(), stream, client, watch)),
+            }
+        };
+        self.workers.run(self.turn, serve).await;
+        self.turn = (self.turn + 1) % self.workers.count();
+    }
+}
+
+fn accept(socket: &Socket) -> std::io::Result<(TcpStream, SocketAddr)> {
+    let (stream, client) = socket.accept4(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)?;
+    let client = client.as_socket().ok_or(std::io::ErrorKind::AddrNotAvailable)?;
+    Ok((stream.into(), client))
 }

@@ -90,7 +90,6 @@ async fn receive(
             };
             match listeners {
                 Ok(listeners) => {
-                    // One listener of each kind: the kernel spreads connections over the others of its SO_REUSEPORT group.
                     let kinds = listeners.iter().map(|(kind, _)| *kind).collect();
                     let fds: Vec<_> = listeners.iter().map(|(_, socket)| socket.as_fd()).collect();
                     connection.send(&ProxyMessage::Listeners { uid, kinds }, &fds).await?;

@@ -18,9 +18,8 @@ use crate::sockets;
 use crate::telemetry::{Failure, Report, Reporter, Security};
 
 /// One TCP connection to port 15008 of `pod`.
-pub(crate) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, tcp: TcpStream, client: SocketAddr) {
+pub(crate) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, tcp: TcpStream, client: SocketAddr, drain: drain::Watch) {
     let started = Instant::now();
-    let Some(mut drain) = worker.shared.watch() else { return };
     let client = unmapped(client);
     let Ok(local) = tcp.local_addr().map(unmapped) else { return };
     let _ = tcp.set_nodelay(true); // see local::open
@@ -44,11 +43,6 @@ pub(crate) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, tcp: TcpStream, cl
     loop {
         let next = tokio::select! {
             next = server.accept() => next,
-            _ = drain.signaled(), if !draining => {
-                draining = true;
-                server.drain();
-                continue;
-            }
             // No new tunnels on this connection to a pod that takes no new connections.
             () = pod.listening.cancelled(), if !draining => {
                 draining = true;

@@ -25,8 +25,13 @@ const MAX_DRAWS: usize = 16;
 const MAX_ADDRESSES: usize = 3;
 
 /// One captured connection of `pod`.
-pub(crate) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, client: TcpStream, client_addr: SocketAddr) {
-    let Some(watch) = worker.shared.watch() else { return };
+pub(crate) async fn serve(
+    worker: Arc<Worker>,
+    pod: Arc<Pod>,
+    client: TcpStream,
+    client_addr: SocketAddr,
+    watch: drain::Watch,
+) {
     let started = Instant::now();
     let original = match pod.sockets.original_destination(&client) {
         Ok(addr) => addr,
@@ -191,13 +196,12 @@ impl Outbound {
     async fn govern(mut self, number: usize, original: SocketAddr) {
         let shared = self.worker.shared.clone();
         let (Some(placed), Some(engine)) = (shared.placed.get(number), self.worker.placed.get(number)) else { return };
-        let Some(drain) = shared.watch() else { return };
         self.report.security = Security::KernelAttested;
         if let Some(reason) = placed.refusal(&self.pod.identity) {
             return self.fail(Failure::connect(reason));
         }
         let info = placed.info(self.report.src, original, &self.pod.identity);
-        let captured = Captured { client: self.client, info, drain };
+        let captured = Captured { client: self.client, info, drain: self.watch };
         if let Err(error) = engine.send(captured).await {
             tracing::error!(pod = self.pod.info.uid, "the thread's engine is gone");
             sockets::reset(error.0.client);

@@ -3,6 +3,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use strata_runtime::drain;
 use tokio::net::TcpStream;
 use xds_model::wds::unmapped;
 
@@ -15,9 +16,14 @@ use crate::sockets;
 use crate::telemetry::{Failure, Report, Reporter, Security};
 
 /// One captured plaintext connection to `pod`.
-pub(crate) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, mut client: TcpStream, client_addr: SocketAddr) {
+pub(crate) async fn serve(
+    worker: Arc<Worker>,
+    pod: Arc<Pod>,
+    mut client: TcpStream,
+    client_addr: SocketAddr,
+    mut watch: drain::Watch,
+) {
     let shared = worker.shared.clone();
-    let Some(mut watch) = shared.watch() else { return };
     let started = Instant::now();
     let client_addr = unmapped(client_addr);
     let destination = match pod.sockets.original_destination(&client) {

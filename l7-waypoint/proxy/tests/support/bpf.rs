@@ -135,7 +135,7 @@ fn program(map: i32, own: Ipv4Addr) -> Vec<u64> {
         copy(7, 0),
         copy(1, 6),
         copy(2, 7),
-        mov(3, 0),
+        mov(3, 2),                // BPF_SK_LOOKUP_F_NO_REUSEPORT
         insn(0x85, 0, 0, 0, 124), // sk_assign
         copy(1, 7),
         insn(0x85, 0, 0, 0, 86), // sk_release

@@ -91,29 +91,38 @@ impl Pod {
 
     /// Connects as an application of the pod; `captured` as the connect hook would have it.
     pub fn connect(&self, to: &str, captured: bool) -> std::io::Result<TcpStream> {
-        let to: SocketAddr = to.parse().unwrap();
-        let connect = move || {
-            let socket = socket2::Socket::new(socket2::Domain::for_address(to), socket2::Type::STREAM, None)?;
-            if captured {
-                socket.set_mark(strata_handoff::mark::CAPTURE)?;
-            }
-            socket.connect_timeout(&to.into(), Duration::from_secs(5))?;
-            let stream = TcpStream::from(socket);
-            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-            Ok(stream)
-        };
-        self.run(connect).join().unwrap()
+        let to = to.to_owned();
+        self.run(move || connect(&to, captured)).join().unwrap()
     }
 
     /// Sends `text`, closes that direction, returns all that comes back.
     pub fn ask(&self, to: &str, captured: bool, text: &str) -> std::io::Result<String> {
-        let mut stream = self.connect(to, captured)?;
-        stream.write_all(text.as_bytes())?;
-        stream.shutdown(std::net::Shutdown::Write)?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
+        let (to, text) = (to.to_owned(), text.to_owned());
+        self.run(move || exchange(&to, captured, &text)).join().unwrap()
     }
+}
+
+/// From the namespace of the calling thread.
+fn connect(to: &str, captured: bool) -> std::io::Result<TcpStream> {
+    let to: SocketAddr = to.parse().unwrap();
+    let socket = socket2::Socket::new(socket2::Domain::for_address(to), socket2::Type::STREAM, None)?;
+    if captured {
+        socket.set_mark(strata_handoff::mark::CAPTURE)?;
+    }
+    socket.connect_timeout(&to.into(), Duration::from_secs(5))?;
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    Ok(stream)
+}
+
+/// As [`Pod::ask`], from the namespace of the calling thread.
+pub fn exchange(to: &str, captured: bool, text: &str) -> std::io::Result<String> {
+    let mut stream = connect(to, captured)?;
+    stream.write_all(text.as_bytes())?;
+    stream.shutdown(std::net::Shutdown::Write)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 impl Drop for Pod {
@@ -273,10 +282,13 @@ pub struct NodeProxy {
     child: Process,
     pub run_dir: tempfile::TempDir,
     pub messages: mpsc::UnboundedReceiver<ProxyMessage>,
-    agent: Option<(oneshot::Sender<()>, oneshot::Receiver<Agent>)>,
+    admin_socket: String,
+    listener: Listener,
+    sender: mpsc::UnboundedSender<ProxyMessage>,
+    lookups: Vec<Lookup>,
+    /// Ends the conversation with the proxy, and waits until it has.
+    agent: Option<(oneshot::Sender<()>, tokio::task::JoinHandle<()>)>,
 }
-
-type Agent = (Listener, mpsc::UnboundedSender<ProxyMessage>, Vec<Lookup>);
 
 impl NodeProxy {
     /// Starts a proxy for `pods` (namespace and name of the workload) and waits until it listens in all of them.
@@ -287,33 +299,45 @@ impl NodeProxy {
     /// As `start`, with more flags.
     pub async fn start_with(control: &Control, pods: &[(&Pod, &str)], flags: &[&str]) -> NodeProxy {
         let run_dir = tempfile::tempdir().unwrap();
-        let agent = Listener::bind(&run_dir.path().join("handoff.sock")).unwrap();
+        let listener = Listener::bind(&run_dir.path().join("handoff.sock")).unwrap();
         let child = Process(node_command(control, run_dir.path()).args(flags).spawn().unwrap());
         let (sender, messages) = mpsc::unbounded_channel();
-        let mut proxy = NodeProxy { child, run_dir, messages, agent: None };
-        proxy.serve_agent(agent, sender, Vec::new(), pods).await;
+        let admin_socket = "proxy.sock".to_owned();
+        let lookups = Vec::new();
+        let mut proxy = NodeProxy { child, run_dir, messages, admin_socket, listener, sender, lookups, agent: None };
+        proxy.serve_agent(pods).await;
         wait_ready(&proxy.socket()).await;
         proxy
+    }
+
+    /// A second process for the same node, as an upgrade starts it. Once it listens, the first one is told to end; returns
+    /// how it ended.
+    pub async fn succeed(&mut self, control: &Control, pods: &[(&Pod, &str)]) -> std::process::ExitStatus {
+        let old_agent = self.agent.take();
+        self.admin_socket = format!("after-{}", self.admin_socket);
+        let mut command = node_command(control, self.run_dir.path());
+        let next = Process(command.args(["--admin-socket", &self.admin_socket]).spawn().unwrap());
+        let mut old = std::mem::replace(&mut self.child, next);
+        self.serve_agent(pods).await;
+        wait_ready(&self.socket()).await;
+        old.terminate();
+        let ended = tokio::task::spawn_blocking(move || old.0.wait().unwrap()).await.unwrap();
+        drop(old_agent);
+        ended
     }
 
     /// The agent goes away, and after `meanwhile` comes back with the same pods; returns how often it was given
     /// the listeners of a pod.
     pub async fn restart_agent(&mut self, pods: &[(&Pod, &str)], meanwhile: impl FnOnce()) -> usize {
-        let (stop, back) = self.agent.take().unwrap();
+        let (stop, stopped) = self.agent.take().unwrap();
         stop.send(()).unwrap();
-        let (agent, sender, lookups) = back.await.unwrap();
+        stopped.await.unwrap();
         meanwhile();
-        self.serve_agent(agent, sender, lookups, pods).await
+        self.serve_agent(pods).await
     }
 
-    async fn serve_agent(
-        &mut self,
-        agent: Listener,
-        sender: mpsc::UnboundedSender<ProxyMessage>,
-        mut lookups: Vec<Lookup>,
-        pods: &[(&Pod, &str)],
-    ) -> usize {
-        let connection = agent.accept().await.unwrap();
+    async fn serve_agent(&mut self, pods: &[(&Pod, &str)]) -> usize {
+        let connection = self.listener.accept().await.unwrap();
         connection.send(&AgentMessage::Hello { version: VERSION, node: "n".to_owned() }, &[]).await.unwrap();
         let mut given = 0;
         for (number, (pod, name)) in pods.iter().enumerate() {
@@ -328,15 +352,15 @@ impl NodeProxy {
                 pod_index: number as u32,
             };
             connection.send(&AgentMessage::PodAdded { pod: info }, &[netns.as_fd()]).await.unwrap();
-            if lookups.len() <= number {
-                lookups.push(Lookup::attach(netns.as_fd(), pod.ip).unwrap());
+            if self.lookups.len() <= number {
+                self.lookups.push(Lookup::attach(netns.as_fd(), pod.ip).unwrap());
             }
             loop {
                 let (message, descriptors) = connection.recv().await.unwrap();
                 match message {
                     ProxyMessage::Listeners { kinds, .. } => {
                         for (kind, listener) in kinds.iter().zip(&descriptors).filter(|(kind, _)| **kind % 2 == 0) {
-                            lookups[number].set(*kind, listener.as_fd()).unwrap();
+                            self.lookups[number].set(*kind, listener.as_fd()).unwrap();
                         }
                         given += 1;
                         break;
@@ -348,8 +372,8 @@ impl NodeProxy {
         }
         connection.send(&AgentMessage::SnapshotSent, &[]).await.unwrap();
         let (stop, mut stopped) = oneshot::channel();
-        let (give_back, back) = oneshot::channel();
-        tokio::spawn(async move {
+        let sender = self.sender.clone();
+        let conversation = tokio::spawn(async move {
             loop {
                 tokio::select! {
                     received = connection.recv() => match received {
@@ -359,15 +383,13 @@ impl NodeProxy {
                     _ = &mut stopped => break,
                 }
             }
-            drop(connection);
-            let _ = give_back.send((agent, sender, lookups));
         });
-        self.agent = Some((stop, back));
+        self.agent = Some((stop, conversation));
         given
     }
 
     pub fn socket(&self) -> std::path::PathBuf {
-        self.run_dir.path().join("proxy.sock")
+        self.run_dir.path().join(&self.admin_socket)
     }
 
     /// The next message the agent gets that `wanted` takes.
