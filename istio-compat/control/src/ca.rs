@@ -31,6 +31,8 @@ pub enum CaError {
     File { path: PathBuf, source: io::Error },
     #[error("{what}: {source}")]
     Certificate { what: &'static str, source: rcgen::Error },
+    #[error("Secret {secret}: {reason}")]
+    Secret { secret: String, reason: String },
     #[error("certificate request refused: {0}")]
     Request(String),
 }
@@ -64,18 +66,35 @@ impl Authority {
                 return Err(CaError::File { path: key_path, source });
             }
             (None, None) => {
-                let key = KeyPair::generate().map_err(|source| CaError::Certificate { what: "root key", source })?;
-                let key = key.serialize_pem();
-                let cert = self_signed(&key)?;
+                let (key, cert) = Self::generate()?;
                 store(&key_path, &key)?;
                 store(&cert_path, &cert)?;
                 (key, cert)
             }
         };
+        Self::new(&key_pem, root_pem)
+    }
+
+    /// Signs with a root that is kept elsewhere. Both PEM.
+    ///
+    /// # Errors
+    /// If they are no key and certificate.
+    pub fn new(key_pem: &str, root_pem: String) -> Result<Self, CaError> {
         let root = |source| CaError::Certificate { what: "root", source };
-        let key = KeyPair::from_pem(&key_pem).map_err(root)?;
+        let key = KeyPair::from_pem(key_pem).map_err(root)?;
         let issuer = Issuer::from_ca_cert_pem(&root_pem, key).map_err(root)?;
         Ok(Self { root_pem, issuer })
+    }
+
+    /// A new root: key and certificate, PEM.
+    ///
+    /// # Errors
+    /// If the machine gives no key.
+    pub fn generate() -> Result<(String, String), CaError> {
+        let key = KeyPair::generate().map_err(|source| CaError::Certificate { what: "root key", source })?;
+        let key = key.serialize_pem();
+        let cert = self_signed(&key)?;
+        Ok((key, cert))
     }
 
     /// The root certificate, PEM.
@@ -104,12 +123,12 @@ impl Authority {
     ///
     /// # Errors
     /// If signing fails.
-    pub fn serving(&self, names: &[&str], addresses: &[IpAddr]) -> Result<(String, String), CaError> {
+    pub fn serving(&self, names: &[String], addresses: &[IpAddr]) -> Result<(String, String), CaError> {
         let failed = |source| CaError::Certificate { what: "serving certificate", source };
         let key = KeyPair::generate().map_err(failed)?;
         let mut params = leaf(MAX_TTL);
         for name in names {
-            params.subject_alt_names.push(SanType::DnsName((*name).try_into().map_err(failed)?));
+            params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into().map_err(failed)?));
         }
         params.subject_alt_names.extend(addresses.iter().map(|ip| SanType::IpAddress(*ip)));
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];

@@ -1,27 +1,33 @@
 //! Puts the parts together and runs them.
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use compat_kubernetes::{AccessError, ApiServer, KubernetesSource, Scope};
+use compat_kubernetes::{AccessError, ApiServer, KubernetesSource, Scope, TokenReviewer};
 use compat_objects::source::{DirectorySource, Snapshot, SourceError};
 use strata_runtime::admin::Admin;
 use strata_runtime::metrics::Registry;
 use strata_runtime::{Readiness, ReadyGuard, drain, task};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio_stream::Stream;
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::{Identity, Server, ServerTlsConfig};
+use tonic::transport::Server;
+use tonic::transport::server::Connected;
 use xds_proto::istio::ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use xds_server::Clients;
 
+use crate::accounts::{Accounts, ClusterAccounts};
 use crate::ca::{Authority, CaError, CaService};
+use crate::cluster::{self, Cluster};
 use crate::jwks::Fetcher;
 use crate::keeper::Keeper;
 use crate::metrics::Metrics;
+use crate::serving::{self, ServingError};
 use crate::state::{State, View};
 use crate::tokens::Tokens;
-use crate::{Config, Objects};
+use crate::{Config, Objects, State as Store};
 
 /// Why the control plane did not start.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +41,9 @@ pub enum ControlError {
     #[error("listening on {addr}: {source}")]
     Listen { addr: SocketAddr, source: std::io::Error },
     #[error("TLS of the secure port: {0}")]
-    Tls(tonic::transport::Error),
+    Tls(#[from] ServingError),
+    #[error("what a cluster keeps needs a cluster: the objects must come from the API server")]
+    NoCluster,
     #[error("admin: {0}")]
     Admin(std::io::Error),
 }
@@ -43,8 +51,8 @@ pub enum ControlError {
 /// A running control plane.
 pub struct Control {
     trigger: drain::Trigger,
-    /// Where plaintext is served, with the real port.
-    pub xds_addr: SocketAddr,
+    /// Where plaintext is served, with the real port, if it is.
+    pub xds_addr: Option<SocketAddr>,
     /// Where TLS is served, with the real port.
     pub secure_addr: SocketAddr,
     readiness: Readiness,
@@ -61,37 +69,47 @@ impl Control {
     /// # Errors
     /// If the root, a port, the admin socket or the sources cannot be set up. Mistakes in objects are no error.
     pub async fn start(config: Config) -> Result<Self, ControlError> {
-        let authority = Arc::new(Authority::open(&config.state_dir)?);
-        let tokens = Tokens::new(config.state_dir.join("tokens"));
-        let state = Arc::new(State::new(tokens, config.mesh.trust_domain.clone()));
+        let api = match &config.objects {
+            Objects::Folders(_) => None,
+            Objects::Kubernetes(access) => Some(ApiServer::connect(access).await?),
+        };
+        let (authority, accounts) = establish(&config, api.as_ref()).await?;
+        let authority = Arc::new(authority);
+        let state = Arc::new(State::new(accounts, config.mesh.trust_domain.clone()));
         let (trigger, drain) = drain::channel();
         let (readiness, registry) = (Readiness::new(), Registry::new());
         let ready = readiness.task("first-translation");
 
-        let xds = listen(config.xds_addr).await?;
-        let secure = listen(config.secure_addr).await?;
-        let address = |listener: &TcpListener, addr| {
-            listener.local_addr().map_err(|source| ControlError::Listen { addr, source })
+        let mut clients = Vec::new();
+        let xds_addr = match config.xds_addr {
+            Some(addr) => {
+                let (listener, addr) = listen(addr).await?;
+                clients.push(serve(TcpListenerStream::new(listener), &state, &authority, drain.clone()));
+                Some(addr)
+            }
+            None => None,
         };
-        let xds_addr = address(&xds, config.xds_addr)?;
-        let secure_addr = address(&secure, config.secure_addr)?;
-
-        let plain_clients = serve(xds, None, &state, &authority, drain.clone())?;
-        let tls = serving_tls(&authority)?;
-        let secure_clients = serve(secure, Some(tls), &state, &authority, drain.clone())?;
-        let clients = vec![plain_clients, secure_clients];
+        let (listener, secure_addr) = listen(config.secure_addr).await?;
+        let incoming = serving::incoming(listener, &authority, names(&config), drain.clone())?;
+        clients.push(serve(incoming, &state, &authority, drain.clone()));
         let metrics = Metrics::new(&registry, clients.clone());
         admin(&config, &state, clients, readiness.clone(), registry, &drain).await?;
 
-        let snapshots = match &config.objects {
-            Objects::Folders(folders) => DirectorySource::new(folders.clone()).watch()?,
-            Objects::Kubernetes(access) => {
-                let api = ApiServer::connect(access).await?;
+        let snapshots = match (&config.objects, &api) {
+            (Objects::Kubernetes(_), Some(api)) => {
                 tracing::info!(server = api.address(), "objects come from the API server");
-                KubernetesSource::new(api, Scope::control_plane()).watch()
+                KubernetesSource::new(api.clone(), Scope::control_plane(&config.mesh.root_namespace)).watch()
             }
+            (Objects::Folders(folders), _) => DirectorySource::new(folders.clone()).watch()?,
+            (Objects::Kubernetes(_), None) => return Err(ControlError::NoCluster),
         };
-        let work = follow(snapshots, config, state, metrics, ready, drain);
+        let cluster = match (&config.state, &api) {
+            (Store::Cluster(cluster), Some(api)) => {
+                Some(Cluster::start(api, cluster.clone(), authority.root_pem().to_owned()))
+            }
+            _ => None,
+        };
+        let work = follow(snapshots, config, state, cluster, metrics, ready, drain);
         task::spawn("translate", work);
         Ok(Self { trigger, xds_addr, secure_addr, readiness })
     }
@@ -109,65 +127,72 @@ impl Control {
     }
 }
 
-async fn listen(addr: SocketAddr) -> Result<TcpListener, ControlError> {
-    TcpListener::bind(addr).await.map_err(|source| ControlError::Listen { addr, source })
+/// The root, and who vouches for clients.
+async fn establish(config: &Config, api: Option<&ApiServer>) -> Result<(Authority, Accounts), ControlError> {
+    match (&config.state, api) {
+        (Store::Folder(folder), _) => {
+            Ok((Authority::open(folder)?, Accounts::Files(Tokens::new(folder.join("tokens")))))
+        }
+        (Store::Cluster(_), None) => Err(ControlError::NoCluster),
+        (Store::Cluster(cluster), Some(api)) => {
+            let accounts = ClusterAccounts {
+                reviewer: TokenReviewer::new(api, cluster::AUDIENCE),
+                node_proxy: (cluster.namespace.clone(), cluster::NODE_PROXY.to_owned()),
+            };
+            Ok((cluster::authority(api, &cluster.namespace).await?, Accounts::Cluster(accounts)))
+        }
+    }
+}
+
+async fn listen(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), ControlError> {
+    let failed = |source| ControlError::Listen { addr, source };
+    let listener = TcpListener::bind(addr).await.map_err(failed)?;
+    let real = listener.local_addr().map_err(failed)?;
+    Ok((listener, real))
 }
 
 /// One port: aggregated discovery and certificates.
-fn serve(
-    listener: TcpListener,
-    tls: Option<ServerTlsConfig>,
+fn serve<S>(
+    incoming: impl Stream<Item = std::io::Result<S>> + Send + Unpin + 'static,
     state: &Arc<State>,
     authority: &Arc<Authority>,
     mut drain: drain::Watch,
-) -> Result<Clients, ControlError> {
+) -> Clients
+where
+    S: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+{
     let (discovery, clients) = xds_server::service(state.clone());
     let ca = IstioCertificateServiceServer::new(CaService { authority: authority.clone(), state: state.clone() });
-    let mut server = Server::builder()
+    let router = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-        .tcp_nodelay(true);
-    if let Some(tls) = tls {
-        server = server.tls_config(tls).map_err(ControlError::Tls)?;
-    }
-    let router = server.add_service(discovery).add_service(ca);
+        .tcp_nodelay(true)
+        .add_service(discovery)
+        .add_service(ca);
     task::spawn("grpc", async move {
         // Discovery streams never end by themselves, so the drain drops them: clients reconnect to whoever is next.
         tokio::select! {
             _ = drain.signaled() => {}
-            served = router.serve_with_incoming(TcpListenerStream::new(listener)) => {
+            served = router.serve_with_incoming(incoming) => {
                 if let Err(error) = served {
                     tracing::error!(%error, "gRPC server ended");
                 }
             }
         }
     });
-    Ok(clients)
+    clients
 }
 
-fn serving_tls(authority: &Authority) -> Result<ServerTlsConfig, ControlError> {
-    let names = ["istiod.istio-system.svc", "istiod.istio-system.svc.cluster.local", "strata-control", "localhost"];
-    let (certificate, key) = authority.serving(&names, &own_addresses())?;
-    let chain = format!("{certificate}{}", authority.root_pem());
-    Ok(ServerTlsConfig::new().identity(Identity::from_pem(chain, key)))
-}
-
-/// Every address of this host.
-fn own_addresses() -> Vec<IpAddr> {
-    let mut found = vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1_u16])];
-    let interfaces = match nix::ifaddrs::getifaddrs() {
-        Ok(interfaces) => interfaces,
-        Err(error) => {
-            tracing::warn!(%error, "own addresses are unknown: the secure port answers to its names only");
-            return found;
-        }
+/// The names by which clients know the secure port.
+fn names(config: &Config) -> Vec<String> {
+    let namespace = match &config.state {
+        Store::Cluster(cluster) => &cluster.namespace,
+        Store::Folder(_) => &config.mesh.root_namespace,
     };
-    for address in interfaces.filter_map(|interface| interface.address) {
-        let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
-        let v6 = address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip()));
-        found.extend(v4.or(v6).filter(|ip| !found.contains(ip)));
-    }
-    found
+    let services = ["istiod", "strata-control"].map(|service| format!("{service}.{namespace}.svc"));
+    let whole = services.iter().map(|service| format!("{service}.cluster.local"));
+    let short = ["strata-control", "localhost"].map(str::to_owned);
+    services.iter().cloned().chain(whole).chain(short).collect()
 }
 
 async fn admin(
@@ -179,7 +204,7 @@ async fn admin(
     drain: &drain::Watch,
 ) -> Result<(), ControlError> {
     let (for_status, for_dump, pending) = (state.clone(), state.clone(), readiness.clone());
-    let admin = Admin::new("strata-control", readiness, registry)
+    let admin = Admin::new("strata-control", readiness.clone(), registry.clone())
         .json("/status", move || {
             let status = status(&for_status, &clients, &pending);
             async move { status }
@@ -191,6 +216,10 @@ async fn admin(
     admin.serve_unix(&config.run_dir.join("control.sock"), drain.clone()).await.map_err(ControlError::Admin)?;
     if let Some(addr) = config.admin_addr {
         admin.serve_tcp(addr, drain.clone()).await.map_err(ControlError::Admin)?;
+    }
+    if let Some(addr) = config.status_addr {
+        let public = Admin::new("strata-control", readiness, registry);
+        public.serve_tcp(addr, drain.clone()).await.map_err(ControlError::Admin)?;
     }
     Ok(())
 }
@@ -225,6 +254,7 @@ async fn follow(
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     config: Config,
     state: Arc<State>,
+    mut cluster: Option<Cluster>,
     metrics: Metrics,
     ready: ReadyGuard,
     mut drain: drain::Watch,
@@ -244,13 +274,18 @@ async fn follow(
             continue;
         }
         let started = Instant::now();
-        if let Err(error) = state.tokens().update(&snapshot.objects) {
+        if let Accounts::Files(tokens) = state.accounts()
+            && let Err(error) = tokens.update(&snapshot.objects)
+        {
             tracing::error!(%error, "tokens could not be written; new nodes and service accounts have none");
         }
         let mut options = config.mesh.clone();
         options.jwks = jwks.keys();
         let output = keeper.translate(&snapshot.objects, &options);
         jwks.wanted(&output.jwks_uris, &snapshot.objects);
+        if let Some(cluster) = &mut cluster {
+            cluster.follow(&snapshot.objects, &output);
+        }
         let mut faults: Vec<String> = snapshot.faults.iter().map(ToString::to_string).collect();
         faults.extend(output.faults.iter().map(ToString::to_string));
         report(&state.view().faults, &faults);
@@ -263,12 +298,21 @@ async fn follow(
         tokio::select! {
             _ = drain.signaled() => return,
             () = jwks.changed() => {}
+            () = written(&mut cluster) => {}
             changed = snapshots.changed() => if changed.is_err() {
                 tracing::error!("the sources are no longer watched; what is served stays as it is");
                 drain.signaled().await;
                 return;
             },
         }
+    }
+}
+
+/// Resolves when what cannot be written to the cluster has changed.
+async fn written(cluster: &mut Option<Cluster>) {
+    match cluster {
+        Some(cluster) => cluster.changed().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -13,7 +13,8 @@ use xds_proto::envoy::google::protobuf::{Any, value::Kind};
 use xds_proto::type_url;
 use xds_server::{Node, Resource, Resources, Source};
 
-use crate::tokens::{Holder, Tokens};
+use crate::accounts::Accounts;
+use crate::tokens::Holder;
 
 /// One translation, ready to be served.
 #[derive(Default)]
@@ -85,21 +86,21 @@ fn versioned(resources: BTreeMap<String, Any>) -> Resources {
 pub(crate) struct State {
     view: ArcSwap<View>,
     generation: watch::Sender<u64>,
-    tokens: Tokens,
+    accounts: Accounts,
     trust_domain: String,
 }
 
 impl State {
-    pub(crate) fn new(tokens: Tokens, trust_domain: String) -> Self {
-        Self { view: ArcSwap::default(), generation: watch::Sender::new(0), tokens, trust_domain }
+    pub(crate) fn new(accounts: Accounts, trust_domain: String) -> Self {
+        Self { view: ArcSwap::default(), generation: watch::Sender::new(0), accounts, trust_domain }
     }
 
     pub(crate) fn view(&self) -> Arc<View> {
         self.view.load_full()
     }
 
-    pub(crate) fn tokens(&self) -> &Tokens {
-        &self.tokens
+    pub(crate) fn accounts(&self) -> &Accounts {
+        &self.accounts
     }
 
     pub(crate) fn trust_domain(&self) -> &str {
@@ -115,12 +116,12 @@ impl State {
     /// Who a request comes from.
     ///
     /// # Errors
-    /// `Unauthenticated` without a token in force.
-    pub(crate) fn holder(&self, metadata: &MetadataMap) -> Result<Holder, Status> {
+    /// `Unauthenticated` without a token in force, `Unavailable` if that cannot be found out now.
+    pub(crate) async fn holder(&self, metadata: &MetadataMap) -> Result<Holder, Status> {
         let header = metadata.get("authorization").and_then(|value| value.to_str().ok());
         let token = header.and_then(|value| value.strip_prefix("Bearer "));
         let token = token.ok_or_else(|| Status::unauthenticated("no bearer token"))?;
-        self.tokens.holder(token.trim()).ok_or_else(|| Status::unauthenticated("unknown bearer token"))
+        self.accounts.holder(token.trim(), &self.view().objects).await
     }
 
     /// Whether a node's proxy may act for a service account: one of its pods runs there, or the account is that of
@@ -237,8 +238,8 @@ impl Source for State {
         self.generation.subscribe()
     }
 
-    fn authenticate(&self, metadata: &MetadataMap, node: &Node) -> Result<(), Status> {
-        let holder = self.holder(metadata)?;
+    async fn authenticate(&self, metadata: &MetadataMap, node: &Node) -> Result<(), Status> {
+        let holder = self.holder(metadata).await?;
         self.may_be(&holder, node)
     }
 

@@ -1,9 +1,13 @@
 //! The control plane as its clients see it: a real gRPC client over real ports, objects from a real folder.
+#[path = "support/certificates.rs"]
+mod certificates;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use compat_control::{Config, Control, Objects};
+use certificates::{certificate, identity_of};
+use compat_control::{Config, Control, Objects, State};
 use compat_translate::MeshOptions;
 use prost::Message;
 use tokio::sync::mpsc;
@@ -15,8 +19,6 @@ use xds_proto::envoy::envoy::config::listener::v3::Listener;
 use xds_proto::envoy::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use xds_proto::envoy::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use xds_proto::envoy::google::protobuf::{Struct, Value, value::Kind};
-use xds_proto::istio::ca::IstioCertificateRequest;
-use xds_proto::istio::ca::istio_certificate_service_client::IstioCertificateServiceClient;
 use xds_proto::type_url;
 
 /// Longer than anything here takes; only a hang reaches it.
@@ -91,7 +93,7 @@ impl Lab {
     }
 
     async fn plain(&self) -> Channel {
-        Channel::from_shared(format!("http://{}", self.control.xds_addr)).unwrap().connect().await.unwrap()
+        Channel::from_shared(format!("http://{}", self.control.xds_addr.unwrap())).unwrap().connect().await.unwrap()
     }
 }
 
@@ -99,11 +101,12 @@ async fn start(folder: &Path) -> Control {
     let any: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
     let config = Config {
         objects: Objects::Folders(vec![folder.join("objects")]),
-        state_dir: folder.join("state"),
-        xds_addr: any,
+        state: State::Folder(folder.join("state")),
+        xds_addr: Some(any),
         secure_addr: any,
         run_dir: folder.join("run"),
         admin_addr: None,
+        status_addr: None,
         mesh: MeshOptions::default(),
     };
     let control = Control::start(config).await.unwrap();
@@ -274,36 +277,6 @@ async fn the_wrong_token_gets_nothing() {
     assert_eq!(refused(Some(&node), waypoint("shop", "waypoint")).await, Some(Code::PermissionDenied));
     assert_eq!(refused(Some(&account), waypoint("shop", "waypoint")).await, None);
     lab.control.stop().await;
-}
-
-fn csr() -> String {
-    let mut params = rcgen::CertificateParams::default();
-    params.distinguished_name = rcgen::DistinguishedName::new();
-    params.serialize_request(&rcgen::KeyPair::generate().unwrap()).unwrap().pem().unwrap()
-}
-
-async fn certificate(channel: Channel, token: &str, identity: Option<&str>) -> Result<Vec<String>, Status> {
-    let metadata = identity.map(|identity| prost_types::Struct {
-        fields: [(
-            "ImpersonatedIdentity".to_owned(),
-            prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(identity.to_owned())) },
-        )]
-        .into(),
-    });
-    let mut request = Request::new(IstioCertificateRequest { csr: csr(), validity_duration: 3600, metadata });
-    request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
-    let answer = IstioCertificateServiceClient::new(channel).create_certificate(request).await?;
-    Ok(answer.into_inner().cert_chain)
-}
-
-fn identity_of(pem: &str) -> String {
-    let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).unwrap();
-    let certificate = pem.parse_x509().unwrap();
-    let names = certificate.subject_alternative_name().unwrap().unwrap();
-    match &names.value.general_names[0] {
-        x509_parser::extensions::GeneralName::URI(uri) => (*uri).to_owned(),
-        other => panic!("{other}"),
-    }
 }
 
 #[tokio::test]

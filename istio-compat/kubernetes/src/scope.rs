@@ -46,11 +46,19 @@ impl Scope {
         Scope { streams }
     }
 
-    /// What a control plane reads: every kind that means something to it. ConfigMaps and Secrets do not, and are
-    /// neither read nor asked permission for.
-    pub fn control_plane() -> Scope {
-        let read = Kind::ALL.iter().filter(|kind| !matches!(kind, Kind::ConfigMap | Kind::Secret));
-        Scope { streams: read.map(|kind| Stream::all(*kind)).collect() }
+    /// What a control plane reads: every kind that means something to it. Of ConfigMaps that is only the mesh's, `istio` of
+    /// its root namespace; Secrets are neither read nor asked permission for.
+    pub fn control_plane(root_namespace: &str) -> Scope {
+        let read = Kind::ALL.iter().filter(|kind| **kind != Kind::Secret);
+        let stream = |kind: &Kind| match kind {
+            Kind::ConfigMap => Stream {
+                fields: "metadata.name=istio".to_owned(),
+                namespace: Some(root_namespace.to_owned()),
+                ..Stream::all(*kind)
+            },
+            kind => Stream::all(*kind),
+        };
+        Scope { streams: read.map(stream).collect() }
     }
 }
 
@@ -81,7 +89,7 @@ mod tests {
 
     #[test]
     fn only_crds_may_be_missing() {
-        let scope = Scope::control_plane();
+        let scope = Scope::control_plane("istio-system");
         let optional = |kind| scope.streams.iter().find(|s| s.kind == kind).map(|s| s.optional);
         assert_eq!(optional(Kind::VirtualService), Some(true));
         assert_eq!(optional(Kind::NetworkPolicy), Some(false));

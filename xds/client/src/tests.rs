@@ -44,7 +44,7 @@ impl Source for Store {
         self.generation.subscribe()
     }
 
-    fn authenticate(&self, metadata: &MetadataMap, node: &Node) -> Result<(), tonic::Status> {
+    async fn authenticate(&self, metadata: &MetadataMap, node: &Node) -> Result<(), tonic::Status> {
         assert_eq!(metadata.get("clusterid").unwrap(), "Kubernetes");
         assert_eq!(node.id, "ztunnel~10.0.0.1~a.b~c");
         Ok(())

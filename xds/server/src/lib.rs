@@ -47,8 +47,8 @@ pub trait Source: Send + Sync + 'static {
     /// Whether the caller may open a stream as this node.
     ///
     /// # Errors
-    /// `Unauthenticated` or `PermissionDenied`, sent to the client as they are.
-    fn authenticate(&self, metadata: &MetadataMap, node: &Node) -> Result<(), Status>;
+    /// Sent to the client as they are: `Unauthenticated` or `PermissionDenied`, `Unavailable` if nobody knows now.
+    fn authenticate(&self, metadata: &MetadataMap, node: &Node) -> impl Future<Output = Result<(), Status>> + Send;
 
     /// What a node sees of a type; `None` if it is not served to it.
     fn resources(&self, node: &Node, type_url: &str) -> Option<Resources>;

@@ -46,7 +46,7 @@ impl<S: Source> Session<S> {
         loop {
             let outcome = tokio::select! {
                 request = requests.message() => match request {
-                    Ok(Some(request)) => self.on_request(request),
+                    Ok(Some(request)) => self.on_request(request).await,
                     Ok(None) => return,
                     Err(status) => {
                         tracing::debug!(peer = self.peer, %status, "xDS client gone");
@@ -79,10 +79,10 @@ impl<S: Source> Session<S> {
         }
     }
 
-    fn on_request(&mut self, request: DeltaDiscoveryRequest) -> Result<Vec<DeltaDiscoveryResponse>, Status> {
+    async fn on_request(&mut self, request: DeltaDiscoveryRequest) -> Result<Vec<DeltaDiscoveryResponse>, Status> {
         if self.node.is_none() {
             let node = request.node.clone().ok_or_else(|| Status::invalid_argument("the first request has no node"))?;
-            self.source.authenticate(&self.metadata, &node)?;
+            self.source.authenticate(&self.metadata, &node).await?;
             tracing::info!(node = node.id, peer = self.peer, "xDS client connected");
             let handle = self.clients.add(node.id.clone(), self.peer.clone());
             self.node = Some((node, handle));

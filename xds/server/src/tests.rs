@@ -30,7 +30,7 @@ impl Source for Editable {
         self.generation.subscribe()
     }
 
-    fn authenticate(&self, metadata: &MetadataMap, _node: &Node) -> Result<(), Status> {
+    async fn authenticate(&self, metadata: &MetadataMap, _node: &Node) -> Result<(), Status> {
         match metadata.get("authorization") {
             Some(token) if token == "Bearer right" => Ok(()),
             _ => Err(Status::unauthenticated("token is not known")),

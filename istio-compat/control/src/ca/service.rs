@@ -22,7 +22,7 @@ impl IstioCertificateService for CaService {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let holder = self.state.holder(request.metadata())?;
+        let holder = self.state.holder(request.metadata()).await?;
         let request = request.into_inner();
         let identity = self.identity(&holder, impersonated(&request)).inspect_err(|status| {
             tracing::warn!(?holder, reason = status.message(), "certificate refused");

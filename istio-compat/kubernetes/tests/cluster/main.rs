@@ -1,4 +1,5 @@
 //! The source and the writers against a real etcd and kube-apiserver.
+#[allow(dead_code, reason = "shared with other tests")]
 mod support;
 
 use std::collections::BTreeMap;
@@ -207,7 +208,7 @@ fn gateway_crd() -> Value {
 
 async fn takes_crds_as_they_come(cluster: &Cluster) {
     let client = cluster.client().await.unwrap();
-    let (mut snapshots, _) = source(cluster, Scope::control_plane()).await;
+    let (mut snapshots, _) = source(cluster, Scope::control_plane("istio-system")).await;
     let first = until(&mut snapshots, "sync without CRDs", |snapshot| snapshot.synced).await;
     assert_eq!(first.faults, [], "a kind that is not installed is no fault");
     let crds: Api<CustomResourceDefinition> = Api::all(client.clone());

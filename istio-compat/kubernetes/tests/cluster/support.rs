@@ -19,11 +19,11 @@ pub(crate) struct Cluster {
     port: u16,
 }
 
-/// A binary that `make cluster` builds: `kube`, one for all of Kubernetes' servers, or `etcd`.
-fn binary(name: &str) -> PathBuf {
+/// What `make cluster` builds, below its folder.
+fn built(below: &str) -> PathBuf {
     let home = PathBuf::from(std::env::var_os("HOME").unwrap_or_default());
     let own = std::env::var_os("STRATA_CLUSTER_DIR").map(PathBuf::from);
-    let path = own.unwrap_or_else(|| home.join(".cache/strata-cluster")).join("bin").join(name);
+    let path = own.unwrap_or_else(|| home.join(".cache/strata-cluster")).join(below);
     assert!(path.exists(), "{} is missing: run `make cluster` first", path.display());
     path
 }
@@ -52,7 +52,7 @@ impl Cluster {
         let (etcd_port, peer, port) = (free_port(), free_port(), free_port());
         let (client_url, peer_url) = (format!("http://127.0.0.1:{etcd_port}"), format!("http://127.0.0.1:{peer}"));
         let (out, err) = log(path, "etcd.log");
-        let etcd = Command::new(binary("etcd"))
+        let etcd = Command::new(built("bin/etcd"))
             .args(["--data-dir", "etcd", "--log-level", "warn"])
             .args(["--listen-client-urls", &client_url, "--advertise-client-urls", &client_url])
             .args(["--listen-peer-urls", &peer_url, "--initial-advertise-peer-urls", &peer_url])
@@ -70,7 +70,8 @@ impl Cluster {
     pub(crate) async fn start_apiserver(&mut self) {
         let path = self.folder.path();
         let (out, err) = log(path, "apiserver.log");
-        let child = Command::new(binary("kube"))
+        // One binary for all of Kubernetes' servers.
+        let child = Command::new(built("bin/kube"))
             .arg("kube-apiserver")
             .arg(format!("--etcd-servers=http://127.0.0.1:{}", self.etcd_port))
             .args(["--service-account-key-file=sa.pub", "--service-account-signing-key-file=sa.key"])
@@ -140,6 +141,11 @@ impl Cluster {
 
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.folder.path().join("kubeconfig")
+    }
+
+    /// Where the CRDs of the Gateway API are.
+    pub(crate) fn gateway_crds(&self) -> PathBuf {
+        built("gateway-api/config/crd/experimental")
     }
 
     /// A client of the test's own.

@@ -158,7 +158,7 @@ impl Source for Table1 {
     fn generation(&self) -> watch::Receiver<u64> {
         self.1.subscribe()
     }
-    fn authenticate(&self, metadata: &tonic::metadata::MetadataMap, _node: &Node) -> Result<(), tonic::Status> {
+    async fn authenticate(&self, metadata: &tonic::metadata::MetadataMap, _node: &Node) -> Result<(), tonic::Status> {
         match metadata.get("authorization") {
             Some(value) if value.as_bytes() == format!("Bearer {TOKEN}").as_bytes() => Ok(()),
             _ => Err(tonic::Status::unauthenticated("wrong token")),

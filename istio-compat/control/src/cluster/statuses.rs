@@ -1,0 +1,225 @@
+//! What became of Gateways, routes and policies, in the conditions their specifications name.
+use std::collections::BTreeMap;
+
+use compat_kubernetes::{Kept, KeptId, Said, Status, Troubles};
+use compat_objects::core::Pod;
+use compat_objects::gateway::{Gateway, ParentReference};
+use compat_objects::{Fault, HasMeta, Kind, ObjectKey, ObjectSet, Resource, Severity};
+use compat_translate::MeshOutput;
+use serde_json::{Map, Value, json};
+
+use super::waypoint;
+
+/// Istio's name for who serves routes of the mesh; an istiod that comes later goes on with our entries.
+const ROUTE_CONTROLLER: &str = "istio.io/gateway-controller";
+const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
+
+/// All statuses.
+pub(super) fn all(objects: &ObjectSet, output: &MeshOutput, troubles: &Troubles) -> BTreeMap<ObjectKey, Status> {
+    let mut found = BTreeMap::new();
+    let view = View { objects, errors: errors(output), troubles };
+    for gateway in objects.gateways().filter(|gateway| waypoint::is_served(gateway)) {
+        let key = ObjectKey::new(Kind::Gateway, gateway.namespace(), gateway.name());
+        let said = view.gateway(gateway, &key);
+        found.insert(key, Status::of(gateway, said));
+    }
+    let mut routes = Vec::new();
+    routes.extend(objects.http_routes().map(|route| view.route(Kind::HTTPRoute, route, &route.spec.parent_refs)));
+    routes.extend(objects.grpc_routes().map(|route| view.route(Kind::GRPCRoute, route, &route.spec.parent_refs)));
+    routes.extend(objects.tcp_routes().map(|route| view.route(Kind::TCPRoute, route, &route.spec.parent_refs)));
+    routes.extend(objects.tls_routes().map(|route| view.route(Kind::TLSRoute, route, &route.spec.parent_refs)));
+    found.extend(routes.into_iter().flatten());
+    for status in &output.statuses {
+        let policy = objects.authorization_policy(&status.key.namespace, &status.key.name);
+        // The set in force may be older than what was written; then what is said is of that.
+        let Some(policy) = policy.filter(|_| status.key.kind == Kind::AuthorizationPolicy) else { continue };
+        let conditions =
+            status.conditions.iter().filter_map(|condition| serde_json::to_value(condition).ok()).collect();
+        let said = Said::Conditions { conditions, members: Map::new() };
+        found.insert(status.key.clone(), Status::of(policy, said));
+    }
+    found
+}
+
+/// What is wrong with each object, as its users wrote it.
+fn errors(output: &MeshOutput) -> BTreeMap<&ObjectKey, Vec<&Fault>> {
+    let mut errors: BTreeMap<&ObjectKey, Vec<&Fault>> = BTreeMap::new();
+    for found in output.faults.iter().filter(|found| found.fault.severity == Severity::Error) {
+        errors.entry(&found.key).or_default().push(&found.fault);
+    }
+    errors
+}
+
+struct View<'a> {
+    objects: &'a ObjectSet,
+    errors: BTreeMap<&'a ObjectKey, Vec<&'a Fault>>,
+    troubles: &'a Troubles,
+}
+
+impl View<'_> {
+    fn gateway(&self, gateway: &Gateway, key: &ObjectKey) -> Said {
+        let accepted = match self.errors.get(key) {
+            Some(faults) => condition("Accepted", false, "Invalid", &sentence(faults)),
+            None => condition("Accepted", true, "Accepted", "Resource accepted"),
+        };
+        let host = format!("{}.{}.svc.cluster.local", gateway.name(), gateway.namespace());
+        let programmed = match self.missing(gateway) {
+            Some((reason, message)) => condition("Programmed", false, reason, &message),
+            None => {
+                let message = format!("Resource programmed, assigned to service(s) {host}:15008");
+                condition("Programmed", true, "Programmed", &message)
+            }
+        };
+        let listeners: Vec<Value> = gateway
+            .spec
+            .listeners
+            .iter()
+            .map(|listener| {
+                let conditions = [
+                    condition("Accepted", true, "Accepted", "No errors found"),
+                    condition("Conflicted", false, "NoConflicts", "No errors found"),
+                    condition("Programmed", true, "Programmed", "No errors found"),
+                    condition("ResolvedRefs", true, "ResolvedRefs", "No errors found"),
+                ];
+                json!({
+                    "name": listener.name, "attachedRoutes": self.attached(gateway),
+                    "supportedKinds": [], "conditions": conditions,
+                })
+            })
+            .collect();
+        let address = self.service_address(gateway);
+        let address = address.map_or_else(|| ("Hostname", host), |address| ("IPAddress", address));
+        let members = Map::from_iter([
+            ("addresses".to_owned(), json!([{"type": address.0, "value": address.1}])),
+            ("listeners".to_owned(), Value::Array(listeners)),
+        ]);
+        Said::Conditions { conditions: vec![accepted, programmed], members }
+    }
+
+    /// Why a waypoint does not serve: reason and sentence.
+    fn missing(&self, gateway: &Gateway) -> Option<(&'static str, String)> {
+        if !waypoint::is_ours_to_deploy(gateway) {
+            return None;
+        }
+        let (namespace, name) = (gateway.namespace(), gateway.name());
+        let kept = |kind| KeptId { kind, namespace: namespace.to_owned(), name: name.to_owned() };
+        for id in [Kept::ServiceAccount, Kept::Service, Kept::Deployment].map(kept) {
+            if let Some(trouble) = self.troubles.get(&id) {
+                return Some(("Invalid", format!("{id}: {trouble}")));
+            }
+        }
+        let serves = |pod: &&Pod| pod.label(GATEWAY_NAME) == Some(name) && is_ready(pod);
+        if self.objects.pods_in(namespace).any(|pod| serves(&&**pod)) {
+            return None;
+        }
+        Some(("Pending", format!("no pod of Deployment {namespace}/{name} is ready")))
+    }
+
+    fn service_address(&self, gateway: &Gateway) -> Option<String> {
+        let service = self.objects.service(gateway.namespace(), gateway.name())?;
+        let address = service.spec.as_ref()?.cluster_ip.clone()?;
+        Some(address).filter(|address| address.parse::<std::net::IpAddr>().is_ok())
+    }
+
+    /// How many routes name the Gateway.
+    fn attached(&self, gateway: &Gateway) -> usize {
+        let names = |namespace: &str, parents: &[ParentReference]| {
+            parents
+                .iter()
+                .any(|parent| self.waypoint_of(namespace, parent).is_some_and(|found| std::ptr::eq(found, gateway)))
+        };
+        let objects = self.objects;
+        objects.http_routes().filter(|route| names(route.namespace(), &route.spec.parent_refs)).count()
+            + objects.grpc_routes().filter(|route| names(route.namespace(), &route.spec.parent_refs)).count()
+            + objects.tcp_routes().filter(|route| names(route.namespace(), &route.spec.parent_refs)).count()
+            + objects.tls_routes().filter(|route| names(route.namespace(), &route.spec.parent_refs)).count()
+    }
+
+    /// The waypoint a parent reference means.
+    fn waypoint_of(&self, namespace: &str, parent: &ParentReference) -> Option<&Gateway> {
+        let group = parent.group.as_deref().unwrap_or("gateway.networking.k8s.io");
+        if (group, parent.kind.as_deref().unwrap_or("Gateway")) != ("gateway.networking.k8s.io", "Gateway") {
+            return None;
+        }
+        let gateway = self.objects.gateway(parent.namespace.as_deref().unwrap_or(namespace), &parent.name)?;
+        Some(&**gateway).filter(|gateway| waypoint::is_served(gateway))
+    }
+
+    /// None: no parent of the route is ours to speak of.
+    fn route<S>(&self, kind: Kind, route: &Resource<S>, parents: &[ParentReference]) -> Option<(ObjectKey, Status)> {
+        let key = ObjectKey::new(kind, route.namespace(), route.name());
+        let faults = self.errors.get(&key).cloned().unwrap_or_default();
+        let (unresolved, refused): (Vec<&Fault>, Vec<&Fault>) =
+            faults.into_iter().partition(|fault| fault.field.contains("backendRefs"));
+        let mut said = Vec::new();
+        for parent in parents {
+            let of_service = matches!(parent.kind.as_deref(), Some("Service" | "ServiceEntry"));
+            if !of_service && self.waypoint_of(route.namespace(), parent).is_none() {
+                continue;
+            }
+            let namespace = parent.namespace.as_deref().unwrap_or(route.namespace());
+            let lost =
+                parent.kind.as_deref() == Some("Service") && self.objects.service(namespace, &parent.name).is_none();
+            let accepted = if lost {
+                let message = format!("Service {namespace}/{} is not there", parent.name);
+                condition("Accepted", false, "NoMatchingParent", &message)
+            } else if refused.is_empty() {
+                condition("Accepted", true, "Accepted", "Route was valid")
+            } else {
+                condition("Accepted", false, "UnsupportedValue", &sentence(&refused))
+            };
+            let resolved = match unresolved.as_slice() {
+                [] => condition("ResolvedRefs", true, "ResolvedRefs", "All references resolved"),
+                faults => condition("ResolvedRefs", false, "BackendNotFound", &sentence(faults)),
+            };
+            said.push((reference(parent), vec![accepted, resolved]));
+        }
+        let said = Said::Parents { controller: ROUTE_CONTROLLER, parents: said };
+        let nothing = matches!(&said, Said::Parents { parents, .. } if parents.is_empty());
+        // What was said of a parent that is named no more must go.
+        let stale = route.status.as_ref().is_some_and(|status| {
+            status["parents"].as_array().into_iter().flatten().any(|entry| entry["controllerName"] == ROUTE_CONTROLLER)
+        });
+        (!nothing || stale).then(|| (key, Status::of(route, said)))
+    }
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let ready = conditions.into_iter().flatten().any(|found| found.type_ == "Ready" && found.status == "True");
+    ready && pod.metadata.deletion_timestamp.is_none()
+}
+
+fn condition(kind: &str, holds: bool, reason: &str, message: &str) -> Value {
+    json!({"type": kind, "status": if holds { "True" } else { "False" }, "reason": reason, "message": message})
+}
+
+/// As the route's author wrote it, with the API server's defaults.
+fn reference(parent: &ParentReference) -> Value {
+    let mut written = Map::new();
+    let group = parent.group.as_deref().unwrap_or("gateway.networking.k8s.io");
+    written.insert("group".to_owned(), group.into());
+    written.insert("kind".to_owned(), parent.kind.as_deref().unwrap_or("Gateway").into());
+    written.insert("name".to_owned(), parent.name.as_str().into());
+    let optional = [("namespace", &parent.namespace), ("sectionName", &parent.section_name)];
+    for (name, value) in optional.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?))) {
+        written.insert(name.to_owned(), value.as_str().into());
+    }
+    if let Some(port) = parent.port {
+        written.insert("port".to_owned(), port.into());
+    }
+    Value::Object(written)
+}
+
+/// All faults in one text; a condition's message has at most 32768 characters.
+fn sentence(faults: &[&Fault]) -> String {
+    let told = |fault: &&Fault| match fault.field.as_str() {
+        "" => fault.reason.clone(),
+        field => format!("{field}: {}", fault.reason),
+    };
+    let text = faults.iter().map(told).collect::<Vec<_>>().join("; ");
+    text.chars().take(4096).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,301 @@
+//! In istiod's place in a cluster, before a real etcd and kube-apiserver.
+#![allow(unreachable_pub, dead_code, reason = "support modules are shared by tests")]
+#[path = "support/certificates.rs"]
+mod certificates;
+#[path = "../../kubernetes/tests/cluster/support.rs"]
+mod support;
+
+use std::fmt::Debug;
+use std::path::Path;
+use std::time::Duration;
+
+use certificates::{certificate, identity_of};
+use compat_control::{Access, ClusterConfig, Config, Control, Objects, State, WaypointConfig};
+use compat_objects::core::{ConfigMap, Namespace, Pod, Secret, Service, ServiceAccount};
+use compat_objects::k8s_openapi::api::apps::v1::Deployment;
+use compat_translate::MeshOptions;
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use support::Cluster;
+use tonic::Code;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig};
+
+/// Longer than anything here takes; only a hang reaches it.
+const PATIENCE: Duration = Duration::from_secs(30);
+const SYSTEM: &str = "istio-system";
+const ROOT: &str = "istio-ca-root-cert";
+
+/// Asks until there is an answer.
+async fn until<T>(what: &str, ask: impl AsyncFn() -> Option<T>) -> T {
+    let asked = async {
+        loop {
+            if let Some(found) = ask().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, asked).await.unwrap_or_else(|_| panic!("{what}: not within {PATIENCE:?}"))
+}
+
+async fn start(cluster: &Cluster, folder: &Path) -> Control {
+    let any: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let waypoint = WaypointConfig {
+        image: "registry/proxy:1".to_owned(),
+        pull_policy: "IfNotPresent".to_owned(),
+        pull_secrets: vec!["registry".to_owned()],
+        address: format!("https://strata-control.{SYSTEM}.svc:15012"),
+        trust_domain: "cluster.local".to_owned(),
+        cluster_id: "Kubernetes".to_owned(),
+        network: String::new(),
+    };
+    let config = Config {
+        objects: Objects::Kubernetes(Access::Kubeconfig(cluster.kubeconfig())),
+        state: State::Cluster(ClusterConfig { namespace: SYSTEM.to_owned(), waypoint }),
+        xds_addr: None,
+        secure_addr: any,
+        run_dir: folder.to_owned(),
+        admin_addr: None,
+        status_addr: None,
+        mesh: MeshOptions::default(),
+    };
+    let control = Control::start(config).await.unwrap();
+    until("ready", async || control.pending().is_empty().then_some(())).await;
+    control
+}
+
+/// A cluster with two nodes' pods, and the kinds of Gateway API.
+struct World {
+    cluster: Cluster,
+    client: kube::Client,
+}
+
+impl World {
+    async fn new() -> World {
+        let cluster = Cluster::start().await;
+        let client = cluster.client().await.unwrap();
+        let world = World { cluster, client };
+        for kind in ["gatewayclasses", "gateways", "httproutes"] {
+            world.crd(&format!("gateway.networking.k8s.io_{kind}.yaml")).await;
+        }
+        for namespace in [SYSTEM, "shop"] {
+            world.create(&Api::<Namespace>::all(world.client.clone()), json!({"metadata": {"name": namespace}})).await;
+        }
+        for (namespace, account) in [(SYSTEM, "ztunnel"), ("shop", "cart"), ("shop", "ledger")] {
+            world.create(&world.api::<ServiceAccount>(namespace), json!({"metadata": {"name": account}})).await;
+        }
+        let running = [
+            (SYSTEM, "ztunnel-a", "ztunnel", "a"),
+            ("shop", "cart-1", "cart", "a"),
+            ("shop", "ledger-1", "ledger", "b"),
+        ];
+        for (namespace, pod, account, node) in running {
+            world.create(&world.api::<Pod>(namespace), pod_of(pod, account, node)).await;
+        }
+        world
+    }
+
+    fn api<K>(&self, namespace: &str) -> Api<K>
+    where
+        K: kube::Resource<Scope = compat_objects::k8s_openapi::NamespaceResourceScope>,
+        K::DynamicType: Default,
+    {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    async fn create<K: Clone + DeserializeOwned + Serialize + Debug>(&self, api: &Api<K>, value: Value) -> K {
+        let object: K = serde_json::from_value(value).unwrap();
+        api.create(&PostParams::default(), &object).await.unwrap()
+    }
+
+    async fn crd(&self, file: &str) {
+        let text = std::fs::read_to_string(self.cluster.gateway_crds().join(file)).unwrap();
+        let objects = serde_saphyr::from_multiple::<Value>(&text).unwrap();
+        let resource =
+            ApiResource::from_gvk(&GroupVersionKind::gvk("apiextensions.k8s.io", "v1", "CustomResourceDefinition"));
+        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource);
+        for object in objects {
+            self.create(&api, object).await;
+        }
+    }
+
+    fn gateways(&self) -> Api<DynamicObject> {
+        let kind = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "Gateway");
+        Api::namespaced_with(self.client.clone(), "shop", &ApiResource::from_gvk(&kind))
+    }
+
+    /// A token as the kubelet asks for it.
+    async fn token(&self, namespace: &str, account: &str, pod: Option<&str>, audience: &str) -> String {
+        let mut spec = json!({"audiences": [audience], "expirationSeconds": 3600});
+        if let Some(name) = pod {
+            let pod = self.api::<Pod>(namespace).get(name).await.unwrap();
+            spec["boundObjectRef"] = json!({"kind": "Pod", "apiVersion": "v1", "name": name, "uid": pod.metadata.uid});
+        }
+        let request = serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap();
+        let accounts = self.api::<ServiceAccount>(namespace);
+        let made = accounts.create_token_request(account, &PostParams::default(), &request).await;
+        made.unwrap().status.unwrap().token.unwrap()
+    }
+
+    async fn root_in(&self, namespace: &str) -> Option<String> {
+        let found = self.api::<ConfigMap>(namespace).get_opt(ROOT).await.unwrap()?;
+        found.data?.remove("root-cert.pem")
+    }
+}
+
+fn pod_of(name: &str, account: &str, node: &str) -> Value {
+    json!({"metadata": {"name": name}, "spec": {
+        "nodeName": node, "serviceAccountName": account, "automountServiceAccountToken": false,
+        "containers": [{"name": "c", "image": "x"}],
+    }})
+}
+
+/// Everything in one test: one API server serves them all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_istiods_place() {
+    let world = World::new().await;
+    let folder = tempfile::tempdir().unwrap();
+    let control = start(&world.cluster, folder.path()).await;
+    let root = the_root_is_everywhere(&world).await;
+    tokens_are_the_api_servers(&world, &control, &root).await;
+    waypoints_are_deployed(&world).await;
+    what_is_somebody_elses_stays(&world).await;
+    control.stop().await;
+    // The next one signs with the same root.
+    let control = start(&world.cluster, folder.path()).await;
+    assert_eq!(world.root_in("shop").await, Some(root));
+    control.stop().await;
+}
+
+async fn the_root_is_everywhere(world: &World) -> String {
+    let secret = world.api::<Secret>(SYSTEM).get("istio-ca-secret").await.unwrap();
+    let root = String::from_utf8(secret.data.unwrap()["ca-cert.pem"].0.clone()).unwrap();
+    let shown = async |namespace: &str| {
+        until(namespace, async || world.root_in(namespace).await.filter(|found| *found == root)).await
+    };
+    for namespace in ["default", "kube-system", SYSTEM, "shop"] {
+        shown(namespace).await;
+    }
+    world.create(&Api::<Namespace>::all(world.client.clone()), json!({"metadata": {"name": "late"}})).await;
+    shown("late").await;
+    // Deleted or changed, it is put right.
+    let maps = world.api::<ConfigMap>("shop");
+    maps.delete(ROOT, &DeleteParams::default()).await.unwrap();
+    shown("shop").await;
+    let forged = json!({"data": {"root-cert.pem": "of somebody else"}});
+    maps.patch(ROOT, &PatchParams::default(), &Patch::Merge(forged)).await.unwrap();
+    shown("shop").await;
+    root
+}
+
+async fn tokens_are_the_api_servers(world: &World, control: &Control, root: &str) {
+    let tls = ClientTlsConfig::new()
+        .ca_certificate(Certificate::from_pem(root))
+        .domain_name(format!("strata-control.{SYSTEM}.svc"));
+    let endpoint = Channel::from_shared(format!("https://{}", control.secure_addr)).unwrap();
+    let channel = endpoint.tls_config(tls).unwrap().connect().await.unwrap();
+    let (cart, ledger) = ("spiffe://cluster.local/ns/shop/sa/cart", "spiffe://cluster.local/ns/shop/sa/ledger");
+
+    let node = world.token(SYSTEM, "ztunnel", Some("ztunnel-a"), "istio-ca").await;
+    let own = world.token("shop", "cart", Some("cart-1"), "istio-ca").await;
+    for (token, asked) in [(&node, Some(cart)), (&own, None)] {
+        let chain = certificate(channel.clone(), token, asked).await.unwrap();
+        assert_eq!((identity_of(&chain[0]).as_str(), chain[1].as_str()), (cart, root));
+    }
+    let elsewhere = world.token("shop", "cart", Some("cart-1"), "https://kubernetes.default.svc").await;
+    let unbound = world.token(SYSTEM, "ztunnel", None, "istio-ca").await;
+    for (token, asked, why) in [
+        (&node, Some(ledger), "runs on node a"),
+        (&own, Some(ledger), "own identity only"),
+        (&elsewhere, None, "audience"),
+        (&unbound, Some(cart), "bound to no pod"),
+        (&"no.such.token".to_owned(), None, ""),
+    ] {
+        let refused = certificate(channel.clone(), token, asked).await.expect_err("refused");
+        assert_eq!(refused.code(), Code::Unauthenticated, "{refused}");
+        assert!(refused.message().contains(why), "{refused}");
+    }
+}
+
+fn condition(gateway: &DynamicObject, kind: &str) -> Option<(String, String)> {
+    let conditions = gateway.data["status"]["conditions"].as_array()?;
+    let found = conditions.iter().find(|condition| condition["type"] == kind)?;
+    Some((found["status"].as_str()?.to_owned(), found["message"].as_str()?.to_owned()))
+}
+
+async fn programmed(world: &World, name: &str, wanted: &str) -> String {
+    let ask = async || {
+        let gateway = world.gateways().get(name).await.unwrap();
+        condition(&gateway, "Programmed").filter(|(status, _)| status == wanted).map(|(_, message)| message)
+    };
+    until(&format!("Programmed={wanted} of {name}"), ask).await
+}
+
+fn waypoint(name: &str) -> Value {
+    json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "metadata": {"name": name}, "spec": {
+        "gatewayClassName": "istio-waypoint",
+        "infrastructure": {"labels": {"team": "shop"}},
+        "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE"}],
+    }})
+}
+
+async fn waypoints_are_deployed(world: &World) {
+    let gateway = world.create(&world.gateways(), waypoint("waypoint")).await;
+    assert!(programmed(world, "waypoint", "False").await.contains("no pod"));
+    let deployments = world.api::<Deployment>("shop");
+    let deployment = deployments.get("waypoint").await.unwrap();
+    let owners = deployment.metadata.owner_references.unwrap();
+    assert_eq!((owners.len(), Some(&owners[0].uid)), (1, gateway.metadata.uid.as_ref()));
+    let pod = deployment.spec.unwrap().template;
+    assert_eq!(pod.metadata.unwrap().labels.unwrap()["team"], "shop");
+    let pod = pod.spec.unwrap();
+    assert_eq!(pod.containers[0].image.as_deref(), Some("registry/proxy:1"));
+    assert_eq!(pod.image_pull_secrets.unwrap()[0].name, "registry");
+    world.api::<ServiceAccount>("shop").get("waypoint").await.unwrap();
+    let service = world.api::<Service>("shop").get("waypoint").await.unwrap();
+    let address = service.spec.unwrap().cluster_ip.unwrap();
+
+    // The user's number of replicas stays, what is ours comes back.
+    let scaled = json!({"spec": {"replicas": 3, "strategy": {"rollingUpdate": {"maxUnavailable": 1}}}});
+    deployments.patch("waypoint", &PatchParams::default(), &Patch::Merge(scaled)).await.unwrap();
+    let healed = async || {
+        let spec = deployments.get("waypoint").await.unwrap().spec.unwrap();
+        let unavailable = serde_json::to_value(spec.strategy.unwrap().rolling_update.unwrap().max_unavailable).unwrap();
+        (unavailable == 0).then_some(spec.replicas)
+    };
+    assert_eq!(until("the strategy to be put right", healed).await, Some(3));
+    deployments.delete("waypoint", &DeleteParams::default()).await.unwrap();
+    until("the Deployment to come back", async || deployments.get_opt("waypoint").await.unwrap()).await;
+
+    let mut pod = pod_of("waypoint-1", "waypoint", "a");
+    pod["metadata"]["labels"] = json!({"gateway.networking.k8s.io/gateway-name": "waypoint"});
+    let pods = world.api::<Pod>("shop");
+    world.create(&pods, pod).await;
+    let ready = json!({"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}});
+    pods.patch_status("waypoint-1", &PatchParams::default(), &Patch::Merge(ready)).await.unwrap();
+    assert!(programmed(world, "waypoint", "True").await.contains("waypoint.shop.svc.cluster.local:15008"));
+    let gateway = world.gateways().get("waypoint").await.unwrap();
+    assert_eq!(gateway.data["status"]["addresses"], json!([{"type": "IPAddress", "value": address}]));
+    assert_eq!(gateway.data["status"]["listeners"][0]["name"], "mesh");
+}
+
+async fn what_is_somebody_elses_stays(world: &World) {
+    let deployments = world.api::<Deployment>("shop");
+    let theirs = json!({"metadata": {"name": "ledger"}, "spec": {
+        "selector": {"matchLabels": {"app": "ledger"}},
+        "template": {"metadata": {"labels": {"app": "ledger"}}, "spec": {"containers": [{"name": "c", "image": "theirs"}]}},
+    }});
+    world.create(&deployments, theirs).await;
+    world.create(&world.gateways(), waypoint("ledger")).await;
+    let said = async || {
+        let gateway = world.gateways().get("ledger").await.unwrap();
+        condition(&gateway, "Programmed").filter(|(_, message)| message.contains("somebody else's"))
+    };
+    let (status, message) = until("the Gateway to say so", said).await;
+    assert_eq!(status, "False");
+    assert!(message.starts_with("ServiceAccount shop/ledger: "), "{message}");
+    let kept = deployments.get("ledger").await.unwrap().spec.unwrap().template.spec.unwrap();
+    assert_eq!(kept.containers[0].image.as_deref(), Some("theirs"));
+}
