@@ -38,7 +38,10 @@ refused() {
 }
 refused "profile.controlPlane is none and layers.application is true" --set profile.controlPlane=none
 refused "layers.application is false and profile.controlPlane is istiod" --set layers.application=false
-refused "strata-control reads folders of YAML" --set profile.controlPlane=embedded
+refused "name another control plane" --set profile.controlPlane=embedded,mesh.xdsAddress=https://a:15012
+refused "name another control plane" --set profile.controlPlane=embedded,mesh.revision=canary
+refused "layers.application is false and profile.controlPlane is embedded" --set profile.controlPlane=embedded,layers.application=false
+refused "/control/replicas" --set control.replicas=0
 refused "k8sServiceHost and k8sServicePort go together" --set k8sServiceHost=10.0.0.1
 refused "k8sServiceHost and k8sServicePort go together" --set k8sServicePort=6443
 refused "a Service: it must be reachable before Services work" --set k8sServiceHost=kubernetes.default.svc,k8sServicePort=443
@@ -73,6 +76,28 @@ HOST_PATHS = {
 UNINSTALL = "strata-agent-uninstall"
 CLUSTERWIDE = {("", "pods"), ("", "nodes"), ("", "namespaces"), ("", "services"), ("discovery.k8s.io", "endpointslices"),
                ("networking.k8s.io", "networkpolicies"), ("events.k8s.io", "events")}
+# In istiod's place: what it reads, and what it writes besides.
+CONTROL = "strata-control"
+READ = {"get", "list", "watch"}
+CONTROL_READS = {
+    "": {"namespaces", "nodes", "pods", "services", "serviceaccounts"},
+    "discovery.k8s.io": {"endpointslices"},
+    "gateway.networking.k8s.io": {"gatewayclasses", "gateways", "httproutes", "grpcroutes", "tcproutes", "tlsroutes",
+                                  "referencegrants", "backendtlspolicies"},
+    "networking.istio.io": {"serviceentries", "workloadentries", "virtualservices", "destinationrules", "sidecars", "envoyfilters"},
+    "security.istio.io": {"authorizationpolicies", "requestauthentications", "peerauthentications"},
+    "telemetry.istio.io": {"telemetries", "wasmplugins"}, "extensions.istio.io": {"telemetries", "wasmplugins"},
+}
+CONTROL_WRITES = [
+    ({"authentication.k8s.io"}, {"tokenreviews"}, None, {"create"}),
+    ({""}, {"configmaps"}, {"istio-ca-root-cert"}, READ | {"create", "patch"}),
+    ({""}, {"configmaps"}, {"istio"}, READ),
+    ({""}, {"secrets"}, {"istio-ca-secret"}, {"get"}),
+    ({""}, {"secrets"}, None, {"create"}),
+    ({"gateway.networking.k8s.io"}, {"gatewayclasses"}, {"istio-waypoint"}, {"create", "patch"}),
+    ({"apps"}, {"deployments"}, None, READ | {"create", "patch"}),
+    ({""}, {"services", "serviceaccounts"}, None, {"create", "patch"}),
+]
 
 def load(path):
     documents = [d for d in yaml.safe_load_all(open(path)) if d]
@@ -114,9 +139,38 @@ def check_pod(where, name, spec):
         if any(m.get("mountPropagation") == "Bidirectional" for m in container["volumeMounts"]):
             faults.append(f"{where}: Bidirectional mount")
 
+def check_control_rule(where, rule):
+    groups, resources, verbs = (set(rule[name]) for name in ("apiGroups", "resources", "verbs"))
+    names = set(rule["resourceNames"]) if "resourceNames" in rule else None
+    reads = verbs <= READ and all(resources <= CONTROL_READS.get(group, set()) for group in groups)
+    status = verbs == {"patch"} and all(resource.endswith("/status") for resource in resources)
+    if not reads and not status and (groups, resources, names, verbs) not in CONTROL_WRITES:
+        faults.append(f"{where}: {CONTROL} may {sorted(verbs)} {sorted(resources)} of {sorted(groups)}")
+
+def check_control(where, documents):
+    """The control plane is an ordinary pod that may nothing on the node."""
+    found = [d for d in documents if d["kind"] == "Deployment"]
+    if [d["metadata"]["name"] for d in found] != ([CONTROL] if "embedded" in where else []):
+        faults.append(f"{where}: Deployments {[d['metadata']['name'] for d in found]}")
+    for deployment in found:
+        template = deployment["spec"]["template"]
+        pod, container = template["spec"], template["spec"]["containers"][0]
+        context = container["securityContext"]
+        if not context["runAsNonRoot"] or not context["readOnlyRootFilesystem"] or context["capabilities"] != {"drop": ["ALL"]}:
+            faults.append(f"{where}: {CONTROL} security context {context}")
+        if pod.get("hostNetwork") or any("emptyDir" not in volume for volume in pod["volumes"]):
+            faults.append(f"{where}: {CONTROL} gets at the node")
+        if not deployment["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items():
+            faults.append(f"{where}: {CONTROL}: selector and labels differ")
+        check_flags(f"{where}: {CONTROL}", container)
+
 def check_rbac(where, documents):
     for role in documents:
         if role["kind"] not in ("ClusterRole", "Role"):
+            continue
+        if role["metadata"]["name"] == CONTROL:
+            for rule in role["rules"]:
+                check_control_rule(where, rule)
             continue
         for rule in role["rules"]:
             pairs = {(group, resource) for group in rule["apiGroups"] for resource in rule["resources"]}
@@ -135,7 +189,7 @@ def check_rbac(where, documents):
 
 def check_flags(where, container):
     """Flags and variables are those of the built processes."""
-    process = {"agent": "strata-agent", "uninstall": "strata-agent", "istio-proxy": "strata-proxy"}[container["name"]]
+    process = {"agent": "strata-agent", "uninstall": "strata-agent", "istio-proxy": "strata-proxy", "control": "strata-control"}[container["name"]]
     path = os.path.join(binaries, process)
     if not os.path.exists(path):
         faults.append(f"{path} is missing: make build")
@@ -164,6 +218,7 @@ for path in files:
     if chained != where.startswith("chained"):
         faults.append(f"{where}: chained is {chained}")
     check_rbac(where, documents)
+    check_control(where, documents)
     job = next(d for d in documents if d["kind"] == "Job")["spec"]["template"]["spec"]
     check_flags(f"{where}: {UNINSTALL}", job["containers"][0])
     context = job["containers"][0]["securityContext"]

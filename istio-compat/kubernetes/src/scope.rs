@@ -47,9 +47,9 @@ impl Scope {
     }
 
     /// What a control plane reads: every kind that means something to it. Of ConfigMaps that is only the mesh's, `istio` of
-    /// its root namespace; Secrets are neither read nor asked permission for.
+    /// its root namespace; Secrets and NetworkPolicies are neither read nor asked permission for.
     pub fn control_plane(root_namespace: &str) -> Scope {
-        let read = Kind::ALL.iter().filter(|kind| **kind != Kind::Secret);
+        let read = Kind::ALL.iter().filter(|kind| !matches!(kind, Kind::Secret | Kind::NetworkPolicy));
         let stream = |kind: &Kind| match kind {
             Kind::ConfigMap => Stream {
                 fields: "metadata.name=istio".to_owned(),
@@ -92,8 +92,9 @@ mod tests {
         let scope = Scope::control_plane("istio-system");
         let optional = |kind| scope.streams.iter().find(|s| s.kind == kind).map(|s| s.optional);
         assert_eq!(optional(Kind::VirtualService), Some(true));
-        assert_eq!(optional(Kind::NetworkPolicy), Some(false));
         assert_eq!(optional(Kind::ServiceAccount), Some(false));
-        assert_eq!(optional(Kind::Secret), None);
+        assert_eq!((optional(Kind::Secret), optional(Kind::NetworkPolicy)), (None, None));
+        let config_map = scope.streams.iter().find(|s| s.kind == Kind::ConfigMap).map(|s| s.namespace.as_deref());
+        assert_eq!(config_map, Some(Some("istio-system")));
     }
 }

@@ -1,6 +1,7 @@
 {{/* Names are fixed: istiod and istioctl look for `ztunnel`, and a cluster has one Strata. */}}
 {{- define "strata.agent" -}}strata-agent{{- end }}
 {{- define "strata.nodeProxy" -}}ztunnel{{- end }}
+{{- define "strata.control" -}}strata-control{{- end }}
 
 {{/* Labels of every object. Call with (list $ NAME COMPONENT). */}}
 {{- define "strata.labels" -}}
@@ -53,8 +54,11 @@ imagePullSecrets:
 
 {{/* The control plane's address. */}}
 {{- define "strata.xdsAddress" -}}
+{{- $own := eq .Values.profile.controlPlane "embedded" -}}
 {{- $revision := ternary (printf "-%s" .Values.mesh.revision) "" (ne .Values.mesh.revision "") -}}
-{{- .Values.mesh.xdsAddress | default (printf "https://istiod%s.%s.svc:15012" $revision .Values.mesh.istioNamespace) -}}
+{{- $istiod := printf "istiod%s.%s" $revision .Values.mesh.istioNamespace -}}
+{{- $control := printf "%s.%s" (include "strata.control" .) .Release.Namespace -}}
+{{- .Values.mesh.xdsAddress | default (printf "https://%s.svc:15012" (ternary $control $istiod $own)) -}}
 {{- end }}
 
 {{/* Values a scheduler reads: call with .Values.COMPONENT. */}}

@@ -2,9 +2,6 @@
 {{- define "strata.validate" -}}
 {{- $plane := .Values.profile.controlPlane -}}
 {{- $application := .Values.layers.application -}}
-{{- if eq $plane "embedded" -}}
-  {{- fail "profile.controlPlane is embedded: strata-control reads folders of YAML and not yet the API server, so it serves `strata up` on one machine and no cluster. Set profile.controlPlane: istiod, or none with layers.application: false." -}}
-{{- end -}}
 {{- if and $application (eq $plane "none") -}}
   {{- fail "profile.controlPlane is none and layers.application is true: the node proxy gets its configuration and certificates from a control plane. Set profile.controlPlane: istiod, or layers.application: false for the lower layer alone." -}}
 {{- end -}}
@@ -35,7 +32,11 @@
 
 {{- define "strata.validateMesh" -}}
 {{- $mesh := .Values.mesh -}}
-{{- if ne .Release.Namespace $mesh.trustedNamespace -}}
+{{- $embedded := eq .Values.profile.controlPlane "embedded" -}}
+{{- if and $embedded (or $mesh.xdsAddress $mesh.caAddress $mesh.revision) -}}
+  {{- fail "profile.controlPlane is embedded: mesh.xdsAddress, mesh.caAddress and mesh.revision name another control plane. Remove them, or set profile.controlPlane: istiod." -}}
+{{- end -}}
+{{- if and (not $embedded) (ne .Release.Namespace $mesh.trustedNamespace) -}}
   {{- fail (printf "the release's namespace is %s and mesh.trustedNamespace is %s: istiod issues certificates only to the account ztunnel of the namespace it trusts. Install with --namespace %s, or set istiod's trustedZtunnelNamespace and mesh.trustedNamespace to %s." .Release.Namespace $mesh.trustedNamespace $mesh.trustedNamespace .Release.Namespace) -}}
 {{- end -}}
 {{- if and $mesh.xdsAddress $mesh.revision -}}
