@@ -20,21 +20,23 @@ trap diagnose ERR
 chart=$repository/manifests/charts/strata
 if [ -d "$chart" ]; then
   say "Strata"
-  mode=()
-  if [ -n "$CNI" ]; then mode=(--set cni.mode=chained); fi
+  mode=(--set "profile.controlPlane=$CONTROL")
+  if [ -n "$CNI" ]; then mode+=(--set cni.mode=chained); fi
   helm upgrade --install strata "$chart" -n istio-system --create-namespace -f "$here/values.yaml" "${mode[@]}" > "$run/helm.log" 2>&1 ||
     { cat "$run/helm.log" >&2; die "the chart was not installed"; }
 
   # The images are called the same whatever is in them: pods of an image that has changed since are replaced.
-  digest=$(python3 "$here/mkimage.py" digest "$cluster/images" strata.io/agent:dev strata.io/proxy:dev)
+  plane=deployment/istiod
+  [ "$CONTROL" = istiod ] || plane=deployment/strata-control
+  digest=$(python3 "$here/mkimage.py" digest "$cluster/images" strata.io/agent:dev strata.io/proxy:dev strata.io/control:dev)
   if [ "$(cat "$run/strata-images" 2>/dev/null)" != "$digest" ]; then
-    [ ! -f "$run/strata-images" ] || kubectl -n istio-system rollout restart daemonset strata-agent ztunnel
+    [ ! -f "$run/strata-images" ] || kubectl -n istio-system rollout restart daemonset/strata-agent daemonset/ztunnel "$plane"
     printf '%s' "$digest" > "$run/strata-images"
   fi
   kubectl wait --for=condition=Ready node --all --timeout=120s
   kubectl -n istio-system rollout status daemonset/strata-agent --timeout=120s
   kubectl -n kube-system rollout status deployment/coredns --timeout=120s
-  kubectl -n istio-system rollout status deployment/istiod --timeout=180s
+  kubectl -n istio-system rollout status "$plane" --timeout=180s
   kubectl -n istio-system rollout status daemonset/ztunnel --timeout=120s
 fi
 say "the cluster is up"

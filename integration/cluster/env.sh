@@ -13,6 +13,7 @@ debian=$cluster/debian        # unpacked Debian packages
 
 NODES=${NODES:-a b}           # one letter a node: a is 10.99.0.11, b is 10.99.0.12 …
 CNI=${CNI:-}                  # empty: nodes are NotReady until somebody (Strata's agent) writes a CNI configuration; ptp: Debian's plugin
+CONTROL=${CONTROL:-istiod}    # who configures the mesh: istiod, or embedded: strata-control, installed with Strata's chart
 bridge=strata0
 host_ip=10.99.0.1             # of the bridge: the API server, etcd and this machine as the nodes see it
 api_port=7443

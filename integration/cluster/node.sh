@@ -96,6 +96,7 @@ authentication: {anonymous: {enabled: false}, webhook: {enabled: true}, x509: {c
 authorization: {mode: Webhook}
 tlsCertFile: $run/pki/node-$n.crt
 tlsPrivateKeyFile: $run/pki/node-$n.key
+makeIPTablesUtilChains: false
 clusterDNS: [$dns_ip]
 clusterDomain: cluster.local
 containerRuntimeEndpoint: unix:///run/containerd/containerd.sock

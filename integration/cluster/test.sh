@@ -29,8 +29,12 @@ say "the API server's opinion of the chart"
 say "objects from the API server, and the scenes"
 cd "$repository"
 cargo test --workspace --features strata-cluster/cluster-tests,compat-kubernetes/cluster-tests --test cluster -- --nocapture
+cargo test --workspace --features compat-control/cluster-tests --test in_cluster
 say "upgrade, rollback, uninstall"
 "$here/lifecycle.sh"
 "$here/down.sh" --wipe
 say "behind another CNI"
 "$here/chained.sh"
+"$here/down.sh" --wipe
+say "without istiod"
+"$here/embedded.sh"

@@ -6,7 +6,9 @@ mod waypoint;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use compat_kubernetes::{ApiServer, Kept, KeptId, Looked, StatusWriter, Troubles, Upkeep, Wanted, secret_or_new};
+use compat_kubernetes::{
+    ApiServer, Kept, KeptId, Looked, Others, StatusWriter, Troubles, Upkeep, Wanted, secret_or_new,
+};
 use compat_objects::{HasMeta as _, ObjectSet};
 use compat_translate::MeshOutput;
 use serde_json::json;
@@ -126,7 +128,7 @@ impl Cluster {
                 "data": {"root-cert.pem": self.root_pem},
             });
             let id = KeptId { kind: Kept::ConfigMap, namespace: namespace.to_owned(), name };
-            (id, Wanted { fields, only_with_label: None })
+            (id, Wanted { fields, others: Others::Overwritten })
         };
         staying.map(|namespace| root(namespace.name())).collect()
     }
@@ -134,7 +136,8 @@ impl Cluster {
 
 fn class() -> (KeptId, Wanted) {
     let id = KeptId { kind: Kept::GatewayClass, namespace: String::new(), name: WAYPOINT_CLASS.to_owned() };
-    let description = "Waypoints of the mesh: requests of services and workloads that use them.";
+    // At most 64 bytes.
+    let description = "Governs requests to services and workloads of the mesh";
     let fields = json!({"spec": {"controllerName": CLASS_CONTROLLER, "description": description}});
-    (id, Wanted { fields, only_with_label: None })
+    (id, Wanted { fields, others: Others::Overwritten })
 }

@@ -262,11 +262,15 @@ async fn follow(
     let mut keeper = Keeper::default();
     let mut ready = Some(ready);
     let mut jwks = Fetcher::start(drain.clone());
+    let mut waiting = Vec::new();
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
         if !snapshot.synced {
             // A part of the objects would take from clients what the rest gives them.
-            snapshot.faults.iter().for_each(|fault| tracing::warn!(%fault, "waiting for the API server"));
+            for fault in snapshot.faults.iter().filter(|fault| !waiting.contains(*fault)) {
+                tracing::info!(%fault, "waiting for the API server");
+            }
+            waiting.clone_from(&snapshot.faults);
             tokio::select! {
                 _ = drain.signaled() => return,
                 changed = snapshots.changed() => if changed.is_err() { return },

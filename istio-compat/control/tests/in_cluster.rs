@@ -1,5 +1,5 @@
 //! In istiod's place in a cluster, before a real etcd and kube-apiserver.
-#![allow(unreachable_pub, dead_code, reason = "support modules are shared by tests")]
+#![allow(dead_code, reason = "support modules are shared by tests")]
 #[path = "support/certificates.rs"]
 mod certificates;
 #[path = "../../kubernetes/tests/cluster/support.rs"]
@@ -242,10 +242,14 @@ fn waypoint(name: &str) -> Value {
 }
 
 async fn waypoints_are_deployed(world: &World) {
+    let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "GatewayClass"));
+    let classes: Api<DynamicObject> = Api::all_with(world.client.clone(), &kind);
+    until("the class of waypoints", async || classes.get_opt("istio-waypoint").await.unwrap()).await;
     let gateway = world.create(&world.gateways(), waypoint("waypoint")).await;
     assert!(programmed(world, "waypoint", "False").await.contains("no pod"));
     let deployments = world.api::<Deployment>("shop");
-    let deployment = deployments.get("waypoint").await.unwrap();
+    let made = async || deployments.get_opt("waypoint").await.unwrap();
+    let deployment = until("the waypoint's Deployment", made).await;
     let owners = deployment.metadata.owner_references.unwrap();
     assert_eq!((owners.len(), Some(&owners[0].uid)), (1, gateway.metadata.uid.as_ref()));
     let pod = deployment.spec.unwrap().template;
@@ -253,8 +257,8 @@ async fn waypoints_are_deployed(world: &World) {
     let pod = pod.spec.unwrap();
     assert_eq!(pod.containers[0].image.as_deref(), Some("registry/proxy:1"));
     assert_eq!(pod.image_pull_secrets.unwrap()[0].name, "registry");
-    world.api::<ServiceAccount>("shop").get("waypoint").await.unwrap();
-    let service = world.api::<Service>("shop").get("waypoint").await.unwrap();
+    until("its account", async || world.api::<ServiceAccount>("shop").get_opt("waypoint").await.unwrap()).await;
+    let service = until("its Service", async || world.api::<Service>("shop").get_opt("waypoint").await.unwrap()).await;
     let address = service.spec.unwrap().cluster_ip.unwrap();
 
     // The user's number of replicas stays, what is ours comes back.
@@ -267,7 +271,7 @@ async fn waypoints_are_deployed(world: &World) {
     };
     assert_eq!(until("the strategy to be put right", healed).await, Some(3));
     deployments.delete("waypoint", &DeleteParams::default()).await.unwrap();
-    until("the Deployment to come back", async || deployments.get_opt("waypoint").await.unwrap()).await;
+    until("the Deployment to come back", made).await;
 
     let mut pod = pod_of("waypoint-1", "waypoint", "a");
     pod["metadata"]["labels"] = json!({"gateway.networking.k8s.io/gateway-name": "waypoint"});
@@ -295,7 +299,7 @@ async fn what_is_somebody_elses_stays(world: &World) {
     };
     let (status, message) = until("the Gateway to say so", said).await;
     assert_eq!(status, "False");
-    assert!(message.starts_with("ServiceAccount shop/ledger: "), "{message}");
+    assert!(message.starts_with("Deployment shop/ledger: "), "{message}");
     let kept = deployments.get("ledger").await.unwrap().spec.unwrap().template.spec.unwrap();
     assert_eq!(kept.containers[0].image.as_deref(), Some("theirs"));
 }

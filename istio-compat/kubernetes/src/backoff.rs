@@ -29,6 +29,14 @@ impl Backoff {
     }
 }
 
+/// What the API server said, or what kept it from saying anything.
+pub(crate) fn told(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if !status.message.is_empty() => status.message.replace('\n', " "),
+        error => chain(error),
+    }
+}
+
 /// An error with everything below it, on one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

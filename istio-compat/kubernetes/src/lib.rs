@@ -32,4 +32,4 @@ pub use scope::{Scope, Stream};
 pub use secrets::{SecretData, SecretError, secret_or_new};
 pub use source::{Counters, KubernetesSource};
 pub use statuses::{Said, Status, StatusWriter};
-pub use upkeep::{Kept, KeptId, Looked, Troubles, Upkeep, Wanted};
+pub use upkeep::{Kept, KeptId, Looked, Others, Troubles, Upkeep, Wanted};

@@ -5,7 +5,7 @@ use compat_objects::k8s_openapi::api::authentication::v1::{TokenReview, TokenRev
 use kube::api::{Api, PostParams};
 
 use crate::access::ApiServer;
-use crate::backoff::chain;
+use crate::backoff::told;
 
 /// For one question. Whoever asks us has a timeout of its own.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -62,7 +62,7 @@ impl TokenReviewer {
         let (params, unknown) = (PostParams::default(), ReviewError::Unknown);
         let asked = tokio::time::timeout(PATIENCE, reviews.create(&params, &question)).await;
         let answer = asked.map_err(|_| unknown(format!("no answer in {} s", PATIENCE.as_secs())))?;
-        let answer = answer.map_err(|error| unknown(chain(&error)))?;
+        let answer = answer.map_err(|error| unknown(told(&error)))?;
         read(answer.status.unwrap_or_default(), &self.audience)
     }
 }

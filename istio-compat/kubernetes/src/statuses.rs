@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::access::ApiServer;
-use crate::backoff::{Backoff, chain};
+use crate::backoff::{Backoff, told};
 
 /// First and longest pause after an error.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
@@ -111,7 +111,7 @@ async fn run(api: ApiServer, mut wanted: watch::Receiver<Statuses>) {
 
 /// Reads the object as it is now, since others write its status too, and writes if anything is missing.
 async fn write(api: &ApiServer, key: &ObjectKey, status: &Status) -> Result<(), (String, String)> {
-    let shown = |error: kube::Error| (key.to_string(), chain(&error));
+    let shown = |error: kube::Error| (key.to_string(), told(&error));
     let (group, version) = status.api_version.rsplit_once('/').unwrap_or(("", &status.api_version));
     let kind = GroupVersionKind::gvk(group, version, key.kind.name());
     let resource = ApiResource::from_gvk_with_plural(&kind, &key.kind.plural());

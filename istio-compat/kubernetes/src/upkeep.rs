@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::access::ApiServer;
-use crate::backoff::{Backoff, chain};
+use crate::backoff::{Backoff, chain, told};
 
 /// First and longest pause after an error.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
@@ -74,8 +74,18 @@ impl fmt::Display for KeptId {
 pub struct Wanted {
     /// Its fields; `apiVersion`, `kind` and the name are added.
     pub fields: Value,
-    /// An object of this name that lacks this label is somebody else's and left alone.
-    pub only_with_label: Option<&'static str>,
+    pub others: Others,
+}
+
+/// What to do about an object of the name that somebody else made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Others {
+    /// The name is ours: it becomes what it should be.
+    Overwritten,
+    /// Without this label it is theirs, and does as it is.
+    Used(&'static str),
+    /// Without this label it is theirs, and in the way.
+    InTheWay(&'static str),
 }
 
 /// Which objects are watched, to see what becomes of those that are kept.
@@ -207,12 +217,10 @@ impl Work {
     async fn write(&mut self, objects: &Objects) {
         let now = Instant::now();
         let due = self.states.iter().filter(|(_, state)| state.due.is_some_and(|due| due <= now));
-        let due: Vec<_> = due
-            .filter_map(|(id, state)| Some((id.clone(), objects.get(id)?.clone(), state.written.is_some())))
-            .collect();
+        let due: Vec<_> = due.filter_map(|(id, _)| Some((id.clone(), objects.get(id)?.clone()))).collect();
         let (api, manager) = (&self.api, self.manager);
-        let writes = due.into_iter().map(|(id, object, known)| async move {
-            let result = apply(api, manager, &id, &object, known).await;
+        let writes = due.into_iter().map(|(id, object)| async move {
+            let result = apply(api, manager, &id, &object).await;
             (id, object, result)
         });
         let results: Vec<_> = futures::stream::iter(writes).buffer_unordered(AT_ONCE).collect().await;
@@ -249,17 +257,25 @@ impl Work {
 }
 
 /// Writes one object; returns its version.
-async fn apply(api: &ApiServer, manager: &str, id: &KeptId, object: &Wanted, known: bool) -> Result<String, String> {
+async fn apply(api: &ApiServer, manager: &str, id: &KeptId, object: &Wanted) -> Result<String, String> {
     let resource = id.kind.resource();
     let objects: Api<DynamicObject> = match id.namespace.as_str() {
         "" => Api::all_with(api.client.clone(), &resource),
         namespace => Api::namespaced_with(api.client.clone(), namespace, &resource),
     };
-    let shown = |error: kube::Error| chain(&error);
-    if let Some(label) = object.only_with_label.filter(|_| !known) {
+    let shown = |error: kube::Error| told(&error);
+    if let Others::Used(label) | Others::InTheWay(label) = object.others {
         let found = objects.get_metadata_opt(&id.name).await.map_err(shown)?;
-        if found.is_some_and(|found| !found.metadata.labels.unwrap_or_default().contains_key(label)) {
-            return Err(format!("an object of this name is there that is somebody else's: it has no label {label}"));
+        let theirs =
+            found.filter(|found| found.metadata.labels.as_ref().is_none_or(|labels| !labels.contains_key(label)));
+        match (theirs, object.others) {
+            (None, _) => {}
+            (Some(found), Others::Used(_)) => return Ok(found.metadata.resource_version.unwrap_or_default()),
+            (Some(_), _) => {
+                return Err(format!(
+                    "an object of this name is there that is somebody else's: it has no label {label}"
+                ));
+            }
         }
     }
     let mut fields = object.fields.clone();

@@ -78,7 +78,7 @@ impl View<'_> {
                 let conditions = [
                     condition("Accepted", true, "Accepted", "No errors found"),
                     condition("Conflicted", false, "NoConflicts", "No errors found"),
-                    condition("Programmed", true, "Programmed", "No errors found"),
+                    programmed.clone(),
                     condition("ResolvedRefs", true, "ResolvedRefs", "No errors found"),
                 ];
                 json!({

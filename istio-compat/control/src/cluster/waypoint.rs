@@ -2,7 +2,7 @@
 //! labelled as istiod does it.
 use std::collections::BTreeMap;
 
-use compat_kubernetes::{Kept, KeptId, Wanted};
+use compat_kubernetes::{Kept, KeptId, Others, Wanted};
 use compat_objects::HasMeta as _;
 use compat_objects::gateway::Gateway;
 use serde_json::{Map, Value, json};
@@ -53,7 +53,9 @@ pub(super) fn objects(gateway: &Gateway, config: &WaypointConfig) -> BTreeMap<Ke
     let object = |(kind, mut fields): (Kept, Value)| {
         fields["metadata"] = metadata(gateway);
         let (namespace, name) = (gateway.namespace().to_owned(), gateway.name().to_owned());
-        (KeptId { kind, namespace, name }, Wanted { fields, only_with_label: Some(MANAGED) })
+        // An account somebody made for the waypoint is as good as ours.
+        let others = if kind == Kept::ServiceAccount { Others::Used(MANAGED) } else { Others::InTheWay(MANAGED) };
+        (KeptId { kind, namespace, name }, Wanted { fields, others })
     };
     kinds.into_iter().map(object).collect()
 }

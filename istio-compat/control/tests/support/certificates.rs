@@ -10,7 +10,7 @@ fn csr() -> String {
     params.serialize_request(&rcgen::KeyPair::generate().unwrap()).unwrap().pem().unwrap()
 }
 
-pub async fn certificate(channel: Channel, token: &str, identity: Option<&str>) -> Result<Vec<String>, Status> {
+pub(crate) async fn certificate(channel: Channel, token: &str, identity: Option<&str>) -> Result<Vec<String>, Status> {
     let metadata = identity.map(|identity| prost_types::Struct {
         fields: [(
             "ImpersonatedIdentity".to_owned(),
@@ -24,7 +24,7 @@ pub async fn certificate(channel: Channel, token: &str, identity: Option<&str>) 
     Ok(answer.into_inner().cert_chain)
 }
 
-pub fn identity_of(pem: &str) -> String {
+pub(crate) fn identity_of(pem: &str) -> String {
     let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).unwrap();
     let certificate = pem.parse_x509().unwrap();
     let names = certificate.subject_alternative_name().unwrap().unwrap();

@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# embedded.sh: the chart's embedded profile on a cluster of its own (not beside one that runs), without istiod: strata-control vouches by
+# the API server's word, gives every namespace the root, deploys waypoints, tells in each object's status what became of it, and may be
+# replaced at any time.
+set -euo pipefail
+export CONTROL=embedded
+# shellcheck source=env.sh
+. "$(dirname "$0")/env.sh"
+# shellcheck source=checks.sh
+. "$here/checks.sh"
+"$here/cluster.sh"
+
+say "what became of objects"
+sandbox embedded server:node-b client:node-a
+kubectl -n embedded expose pod server --port 8080 > /dev/null
+kubectl label namespace embedded istio.io/dataplane-mode=ambient istio.io/use-waypoint=waypoint > /dev/null
+kubectl -n embedded apply -f - > /dev/null <<'YAML'
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: waypoint, labels: {istio.io/waypoint-for: service}}
+spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: server}
+spec:
+  parentRefs: [{group: "", kind: Service, name: server, port: 8080}]
+  rules:
+  - {matches: [{path: {value: /moved}}], filters: [{type: RequestRedirect, requestRedirect: {hostname: elsewhere, statusCode: 302}}]}
+  - {backendRefs: [{name: server, port: 8080}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: astray}
+spec:
+  parentRefs: [{group: "", kind: Service, name: server, port: 8080}]
+  rules: [{matches: [{path: {value: /astray}}], backendRefs: [{name: nowhere, port: 80}]}]
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: strict}
+spec: {mtls: {mode: STRICT}}
+YAML
+check "the Gateway is Programmed" kubectl -n embedded wait gateway/waypoint --for=condition=Programmed --timeout=60s
+# of_route NAME TYPE: status and message of a condition.
+of_route() { kubectl -n embedded get httproute "$1" -o "jsonpath={range .status.parents[*].conditions[?(@.type==\"$2\")]}{.status} {.message}{end}"; }
+route_says() { [[ "$(of_route "$1" "$2")" == $3 ]]; }
+check "a good route is accepted" eventually route_says server Accepted 'True *'
+check "a route that leads nowhere says so" eventually route_says astray ResolvedRefs 'False *nowhere*'
+moved() { timeout 20 kubectl -n embedded exec "$1" -- strata-echo call http://server.embedded:8080/moved --timeout 3s | grep -q '"302": *1'; }
+check "the waypoint answers for the service" eventually moved client
+
+say "strata-control is replaced"
+root() { kubectl -n embedded get configmap istio-ca-root-cert -o 'jsonpath={.data.root-cert\.pem}'; }
+before=$(root)
+restart() { kubectl -n istio-system rollout restart deployment/strata-control > /dev/null; kubectl -n istio-system rollout status deployment/strata-control --timeout=60s > /dev/null; }
+traffic_during "rollout of strata-control" embedded server.embedded.svc.cluster.local restart
+same_root() { [ "$(root)" = "$before" ]; }
+check "the root is the same" same_root
+sandbox embedded later:node-b
+check "a pod that starts afterwards gets its identity" eventually moved later
+kubectl delete namespace embedded --wait=false > /dev/null
+
+say "scenes"
+for scene in 3 4 7; do
+  check "scene $scene" "${STRATA_BIN:-$repository/target/debug}/strata" demo --cluster --scene "$scene"
+done
+exit $failures
