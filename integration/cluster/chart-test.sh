@@ -92,7 +92,7 @@ CONTROL_WRITES = [
     ({"authentication.k8s.io"}, {"tokenreviews"}, None, {"create"}),
     ({""}, {"configmaps"}, {"istio-ca-root-cert"}, READ | {"create", "patch"}),
     ({""}, {"configmaps"}, {"istio"}, READ),
-    ({""}, {"secrets"}, {"istio-ca-secret"}, {"get"}),
+    ({""}, {"secrets"}, {"cacerts", "istio-ca-secret"}, {"get"}),
     ({""}, {"secrets"}, None, {"create"}),
     ({"gateway.networking.k8s.io"}, {"gatewayclasses"}, {"istio-waypoint"}, {"create", "patch"}),
     ({"apps"}, {"deployments"}, None, READ | {"create", "patch"}),

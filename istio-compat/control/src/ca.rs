@@ -39,7 +39,10 @@ pub enum CaError {
 
 /// Signs.
 pub struct Authority {
+    /// What is trusted; several certificates while a root is replaced.
     root_pem: String,
+    /// Between a leaf and the root, PEM.
+    intermediates: Option<String>,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -72,18 +75,24 @@ impl Authority {
                 (key, cert)
             }
         };
-        Self::new(&key_pem, root_pem)
+        Self::new(&key_pem, &root_pem, None, root_pem.clone())
     }
 
-    /// Signs with a root that is kept elsewhere. Both PEM.
+    /// Signs with a key that is kept elsewhere and its certificate. `intermediates` lead from that certificate (inclusive)
+    /// to the root; None: it is a root itself. All PEM.
     ///
     /// # Errors
     /// If they are no key and certificate.
-    pub fn new(key_pem: &str, root_pem: String) -> Result<Self, CaError> {
-        let root = |source| CaError::Certificate { what: "root", source };
-        let key = KeyPair::from_pem(key_pem).map_err(root)?;
-        let issuer = Issuer::from_ca_cert_pem(&root_pem, key).map_err(root)?;
-        Ok(Self { root_pem, issuer })
+    pub fn new(
+        key_pem: &str,
+        certificate_pem: &str,
+        intermediates: Option<String>,
+        root_pem: String,
+    ) -> Result<Self, CaError> {
+        let failed = |source| CaError::Certificate { what: "CA", source };
+        let key = KeyPair::from_pem(key_pem).map_err(failed)?;
+        let issuer = Issuer::from_ca_cert_pem(certificate_pem, key).map_err(failed)?;
+        Ok(Self { root_pem, intermediates, issuer })
     }
 
     /// A new root: key and certificate, PEM.
@@ -100,6 +109,11 @@ impl Authority {
     /// The root certificate, PEM.
     pub fn root_pem(&self) -> &str {
         &self.root_pem
+    }
+
+    /// What goes along with a leaf, up to the root, each PEM.
+    pub fn above(&self) -> impl Iterator<Item = &str> {
+        self.intermediates.as_deref().into_iter().chain([self.root_pem()])
     }
 
     /// A leaf for `identity` over the request's key: nothing else of the request is used. PEM.

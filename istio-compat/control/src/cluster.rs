@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use compat_kubernetes::{
-    ApiServer, Kept, KeptId, Looked, Others, StatusWriter, Troubles, Upkeep, Wanted, secret_or_new,
+    ApiServer, Kept, KeptId, Looked, Others, SecretData, StatusWriter, Troubles, Upkeep, Wanted, secret, secret_or_new,
 };
 use compat_objects::{HasMeta as _, ObjectSet};
 use compat_translate::MeshOutput;
@@ -21,9 +21,15 @@ pub use waypoint::WaypointConfig;
 pub(crate) const AUDIENCE: &str = "istio-ca";
 /// Account of the node proxies, the one istiod trusts.
 pub(crate) const NODE_PROXY: &str = "ztunnel";
-/// Where istiod keeps the root it signs with, so that an istiod which comes later goes on with it.
+/// A CA of the user's own, and where istiod keeps the one it makes itself: an istiod which comes later goes on with either.
+const PLUGGED_IN: &str = "cacerts";
 const CA_SECRET: &str = "istio-ca-secret";
 const CA_SECRET_KIND: &str = "istio.io/ca-root";
+/// Keys of both.
+const KEY: &str = "ca-key.pem";
+const CERT: &str = "ca-cert.pem";
+const CHAIN: &str = "cert-chain.pem";
+const ROOT: &str = "root-cert.pem";
 /// Where everybody finds the root.
 const ROOT_CONFIG_MAP: &str = "istio-ca-root-cert";
 const FIELD_MANAGER: &str = "strata-control";
@@ -43,7 +49,7 @@ pub struct ClusterConfig {
     pub waypoint: WaypointConfig,
 }
 
-/// The root, from its Secret, which is made if there is none. Waits for the API server.
+/// The CA: the one plugged in, or the own one, whose Secret is made if there is none. Waits for the API server.
 ///
 /// # Errors
 /// If the Secret holds something else.
@@ -52,30 +58,43 @@ pub(crate) async fn authority(api: &ApiServer, namespace: &str) -> Result<Author
     loop {
         let new = || {
             let (key, root) = (key.clone().into_bytes(), root.clone().into_bytes());
-            let chain = ("cert-chain.pem".to_owned(), Vec::new());
-            let root_copy = ("root-cert.pem".to_owned(), root.clone());
-            BTreeMap::from([("ca-key.pem".to_owned(), key), ("ca-cert.pem".to_owned(), root), chain, root_copy])
+            let chain = (CHAIN.to_owned(), Vec::new());
+            BTreeMap::from([(KEY.to_owned(), key), (CERT.to_owned(), root.clone()), chain, (ROOT.to_owned(), root)])
         };
-        match secret_or_new(api, (namespace, CA_SECRET), CA_SECRET_KIND, new).await {
-            Ok(data) => {
-                let text = |key: &'static str| {
-                    let found = data.get(key).and_then(|value| String::from_utf8(value.clone()).ok());
-                    found.filter(|text| !text.is_empty()).ok_or_else(|| CaError::Secret {
-                        secret: format!("{namespace}/{CA_SECRET}"),
-                        reason: format!("{key} is missing, empty or no text"),
-                    })
-                };
-                return Authority::new(&text("ca-key.pem")?, text("ca-cert.pem")?).map_err(|error| CaError::Secret {
-                    secret: format!("{namespace}/{CA_SECRET}"),
-                    reason: format!("{error} (a PKCS #8 key and its own certificate are read, no intermediate)"),
-                });
+        let found = match secret(api, (namespace, PLUGGED_IN)).await {
+            Ok(Some(data)) => Ok((PLUGGED_IN, data)),
+            Ok(None) => {
+                secret_or_new(api, (namespace, CA_SECRET), CA_SECRET_KIND, new).await.map(|data| (CA_SECRET, data))
+            }
+            Err(error) => Err(error),
+        };
+        match found {
+            Ok((name, data)) => {
+                let secret = format!("{namespace}/{name}");
+                tracing::info!(secret, "certificates are signed by the CA in this Secret");
+                return read(&data).map_err(|reason| CaError::Secret { secret, reason });
             }
             Err(error) => {
-                tracing::warn!(%error, "the root is not to be had; it is tried again");
+                tracing::warn!(%error, "the CA is not to be had; it is tried again");
                 tokio::time::sleep(PAUSE).await;
             }
         }
     }
+}
+
+/// Istio's keys of a CA's Secret.
+fn read(data: &SecretData) -> Result<Authority, String> {
+    let optional = |key: &str| {
+        let found = data.get(key).map(|value| String::from_utf8(value.clone()));
+        let text = found.transpose().map_err(|_| format!("{key} is no text"))?;
+        Ok::<_, String>(text.filter(|text| !text.trim().is_empty()))
+    };
+    let needed = |key: &str| optional(key)?.ok_or_else(|| format!("{key} is missing or empty"));
+    let (key, certificate) = (needed(KEY)?, needed(CERT)?);
+    let root = optional(ROOT)?.unwrap_or_else(|| certificate.clone());
+    let is_root = root.contains(certificate.trim());
+    let intermediates = if is_root { None } else { Some(optional(CHAIN)?.unwrap_or_else(|| certificate.clone())) };
+    Authority::new(&key, &certificate, intermediates, root).map_err(|error| error.to_string())
 }
 
 /// Writes to the API server what follows from the objects.
@@ -125,7 +144,7 @@ impl Cluster {
             let name = ROOT_CONFIG_MAP.to_owned();
             let fields = json!({
                 "metadata": {"labels": {"istio.io/config": "true"}},
-                "data": {"root-cert.pem": self.root_pem},
+                "data": {ROOT: self.root_pem},
             });
             let id = KeptId { kind: Kept::ConfigMap, namespace: namespace.to_owned(), name };
             (id, Wanted { fields, others: Others::Overwritten })

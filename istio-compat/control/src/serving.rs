@@ -113,7 +113,7 @@ async fn renew(serving: Arc<Serving>, authority: Arc<Authority>, names: Vec<Stri
 
 fn issue(authority: &Authority, names: &[String]) -> Result<CertifiedKey, ServingError> {
     let (certificate, key) = authority.serving(names, &own_addresses())?;
-    let chain = format!("{certificate}{}", authority.root_pem());
+    let chain = authority.above().fold(certificate, |chain, above| chain + "\n" + above);
     let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<Vec<_>, _>>()?;
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes())?;
     Ok(CertifiedKey::from_der(chain, key, &rustls::crypto::aws_lc_rs::default_provider())?)

@@ -167,6 +167,43 @@ async fn in_istiods_place() {
     let control = start(&world.cluster, folder.path()).await;
     assert_eq!(world.root_in("shop").await, Some(root));
     control.stop().await;
+    a_ca_is_plugged_in(&world, folder.path()).await;
+}
+
+/// A root and an intermediate, as `openssl` makes them by default: RSA.
+async fn a_ca_is_plugged_in(world: &World, folder: &Path) {
+    let script = "
+        openssl req -x509 -newkey rsa:2048 -nodes -keyout root.key -out root.pem -days 9 -subj /O=plugged/CN=root 2> /dev/null
+        openssl req -newkey rsa:2048 -nodes -keyout ca.key -out ca.csr -subj /O=plugged/CN=intermediate 2> /dev/null
+        printf 'basicConstraints=critical,CA:true\nkeyUsage=critical,keyCertSign\nsubjectKeyIdentifier=hash' > ext
+        openssl x509 -req -in ca.csr -CA root.pem -CAkey root.key -out ca.pem -days 9 -extfile ext 2> /dev/null
+        openssl rsa -in ca.key -traditional -out ca.key 2> /dev/null; cat ca.pem root.pem > chain.pem";
+    let made = std::process::Command::new("sh").args(["-ec", script]).current_dir(folder).status().unwrap();
+    assert!(made.success());
+    let file = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
+    let root = file("root.pem");
+    let data = json!({"ca-key.pem": file("ca.key"), "ca-cert.pem": file("ca.pem"), "cert-chain.pem": file("chain.pem"), "root-cert.pem": root});
+    world.create(&world.api::<Secret>(SYSTEM), json!({"metadata": {"name": "cacerts"}, "stringData": data})).await;
+    let control = start(&world.cluster, folder).await;
+    until("the root", async || world.root_in("shop").await.filter(|found| *found == root)).await;
+    let channel = connect(&control, &root).await;
+    let own = world.token("shop", "cart", Some("cart-1"), "istio-ca").await;
+    let chain = certificate(channel, &own, None).await.unwrap();
+    assert_eq!((chain.len(), &chain[1], &chain[2]), (3, &file("chain.pem"), &root));
+    std::fs::write(folder.join("leaf.pem"), &chain[0]).unwrap();
+    let verify = ["verify", "-CAfile", "root.pem", "-untrusted", "ca.pem", "leaf.pem"];
+    let verified = std::process::Command::new("openssl").args(verify).current_dir(folder).output().unwrap();
+    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
+    control.stop().await;
+}
+
+/// Over TLS, trusting the mesh's root.
+async fn connect(control: &Control, root: &str) -> Channel {
+    let tls = ClientTlsConfig::new()
+        .ca_certificate(Certificate::from_pem(root))
+        .domain_name(format!("strata-control.{SYSTEM}.svc"));
+    let endpoint = Channel::from_shared(format!("https://{}", control.secure_addr)).unwrap();
+    endpoint.tls_config(tls).unwrap().connect().await.unwrap()
 }
 
 async fn the_root_is_everywhere(world: &World) -> String {
@@ -191,11 +228,7 @@ async fn the_root_is_everywhere(world: &World) -> String {
 }
 
 async fn tokens_are_the_api_servers(world: &World, control: &Control, root: &str) {
-    let tls = ClientTlsConfig::new()
-        .ca_certificate(Certificate::from_pem(root))
-        .domain_name(format!("strata-control.{SYSTEM}.svc"));
-    let endpoint = Channel::from_shared(format!("https://{}", control.secure_addr)).unwrap();
-    let channel = endpoint.tls_config(tls).unwrap().connect().await.unwrap();
+    let channel = connect(control, root).await;
     let (cart, ledger) = ("spiffe://cluster.local/ns/shop/sa/cart", "spiffe://cluster.local/ns/shop/sa/ledger");
 
     let node = world.token(SYSTEM, "ztunnel", Some("ztunnel-a"), "istio-ca").await;

@@ -29,7 +29,7 @@ pub use presence::Presence;
 pub use removal::{RemovalError, remove_daemon_set};
 pub use reviews::{ReviewError, Reviewed, TokenReviewer};
 pub use scope::{Scope, Stream};
-pub use secrets::{SecretData, SecretError, secret_or_new};
+pub use secrets::{SecretData, SecretError, secret, secret_or_new};
 pub use source::{Counters, KubernetesSource};
 pub use statuses::{Said, Status, StatusWriter};
 pub use upkeep::{Kept, KeptId, Looked, Others, Troubles, Upkeep, Wanted};

@@ -207,6 +207,13 @@ fn routes(objects: &ObjectSet, faults: &mut Faults) {
     let grpc = objects.grpc_routes().map(|r| (Kind::GRPCRoute, r.namespace(), r.name(), &r.spec.parent_refs));
     let tcp = objects.tcp_routes().map(|r| (Kind::TCPRoute, r.namespace(), r.name(), &r.spec.parent_refs));
     let tls = objects.tls_routes().map(|r| (Kind::TLSRoute, r.namespace(), r.name(), &r.spec.parent_refs));
+    let rules = objects.tcp_routes().map(|r| (Kind::TCPRoute, r.namespace(), r.name(), r.spec.rules.len()));
+    let rules =
+        rules.chain(objects.tls_routes().map(|r| (Kind::TLSRoute, r.namespace(), r.name(), r.spec.rules.len())));
+    for (kind, namespace, name, _) in rules.filter(|(_, _, _, count)| *count > 1) {
+        let reason = "a connection has nothing to be told apart by: only the first rule is in force";
+        faults.warning(objects, &ObjectKey::new(kind, namespace, name), "spec.rules[1]", reason);
+    }
     let mut seen = BTreeSet::new();
     for (kind, namespace, name, parents) in http.chain(grpc).chain(tcp).chain(tls) {
         let key = ObjectKey::new(kind, namespace, name);

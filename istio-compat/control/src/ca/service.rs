@@ -36,7 +36,8 @@ impl IstioCertificateService for CaService {
             error => Status::internal(error.to_string()),
         })?;
         tracing::info!(%identity, "certificate issued");
-        Ok(Response::new(IstioCertificateResponse { cert_chain: vec![leaf, self.authority.root_pem().to_owned()] }))
+        let above = self.authority.above().map(str::to_owned);
+        Ok(Response::new(IstioCertificateResponse { cert_chain: std::iter::once(leaf).chain(above).collect() }))
     }
 }
 

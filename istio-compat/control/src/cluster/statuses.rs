@@ -17,7 +17,7 @@ const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 /// All statuses.
 pub(super) fn all(objects: &ObjectSet, output: &MeshOutput, troubles: &Troubles) -> BTreeMap<ObjectKey, Status> {
     let mut found = BTreeMap::new();
-    let view = View { objects, errors: errors(output), troubles };
+    let view = View { objects, faults: faults(output), troubles };
     for gateway in objects.gateways().filter(|gateway| waypoint::is_served(gateway)) {
         let key = ObjectKey::new(Kind::Gateway, gateway.namespace(), gateway.name());
         let said = view.gateway(gateway, &key);
@@ -41,26 +41,31 @@ pub(super) fn all(objects: &ObjectSet, output: &MeshOutput, troubles: &Troubles)
     found
 }
 
-/// What is wrong with each object, as its users wrote it.
-fn errors(output: &MeshOutput) -> BTreeMap<&ObjectKey, Vec<&Fault>> {
-    let mut errors: BTreeMap<&ObjectKey, Vec<&Fault>> = BTreeMap::new();
-    for found in output.faults.iter().filter(|found| found.fault.severity == Severity::Error) {
-        errors.entry(&found.key).or_default().push(&found.fault);
+/// What is to be said of each object, as its users wrote it.
+fn faults(output: &MeshOutput) -> BTreeMap<&ObjectKey, Vec<&Fault>> {
+    let mut faults: BTreeMap<&ObjectKey, Vec<&Fault>> = BTreeMap::new();
+    for found in &output.faults {
+        faults.entry(&found.key).or_default().push(&found.fault);
     }
-    errors
+    faults
 }
 
 struct View<'a> {
     objects: &'a ObjectSet,
-    errors: BTreeMap<&'a ObjectKey, Vec<&'a Fault>>,
+    faults: BTreeMap<&'a ObjectKey, Vec<&'a Fault>>,
     troubles: &'a Troubles,
 }
 
 impl View<'_> {
+    fn errors(&self, key: &ObjectKey) -> Vec<&Fault> {
+        let faults = self.faults.get(key).into_iter().flatten();
+        faults.copied().filter(|fault| fault.severity == Severity::Error).collect()
+    }
+
     fn gateway(&self, gateway: &Gateway, key: &ObjectKey) -> Said {
-        let accepted = match self.errors.get(key) {
-            Some(faults) => condition("Accepted", false, "Invalid", &sentence(faults)),
-            None => condition("Accepted", true, "Accepted", "Resource accepted"),
+        let accepted = match self.errors(key).as_slice() {
+            [] => condition("Accepted", true, "Accepted", "Resource accepted"),
+            errors => condition("Accepted", false, "Invalid", &sentence(errors)),
         };
         let host = format!("{}.{}.svc.cluster.local", gateway.name(), gateway.namespace());
         let programmed = match self.missing(gateway) {
@@ -148,21 +153,19 @@ impl View<'_> {
     /// None: no parent of the route is ours to speak of.
     fn route<S>(&self, kind: Kind, route: &Resource<S>, parents: &[ParentReference]) -> Option<(ObjectKey, Status)> {
         let key = ObjectKey::new(kind, route.namespace(), route.name());
-        let faults = self.errors.get(&key).cloned().unwrap_or_default();
         let (unresolved, refused): (Vec<&Fault>, Vec<&Fault>) =
-            faults.into_iter().partition(|fault| fault.field.contains("backendRefs"));
+            self.errors(&key).into_iter().partition(|fault| fault.field.contains("backendRefs"));
         let mut said = Vec::new();
-        for parent in parents {
+        for (index, parent) in parents.iter().enumerate() {
             let of_service = matches!(parent.kind.as_deref(), Some("Service" | "ServiceEntry"));
             if !of_service && self.waypoint_of(route.namespace(), parent).is_none() {
                 continue;
             }
-            let namespace = parent.namespace.as_deref().unwrap_or(route.namespace());
-            let lost =
-                parent.kind.as_deref() == Some("Service") && self.objects.service(namespace, &parent.name).is_none();
-            let accepted = if lost {
-                let message = format!("Service {namespace}/{} is not there", parent.name);
-                condition("Accepted", false, "NoMatchingParent", &message)
+            // A parent that is not there, or takes no such route.
+            let field = format!("spec.parentRefs[{index}]");
+            let lost = self.faults.get(&key).into_iter().flatten().find(|fault| fault.field == field);
+            let accepted = if let Some(fault) = lost {
+                condition("Accepted", false, "NoMatchingParent", &fault.reason)
             } else if refused.is_empty() {
                 condition("Accepted", true, "Accepted", "Route was valid")
             } else {
