@@ -214,7 +214,7 @@ fn listen(addr: SocketAddr, capture: Capture) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// A socket bound to `addr` beside those of the other workers, and of the next proxy during an upgrade.
+/// A socket bound to `addr`, beside that of the next proxy during an upgrade.
 fn bound(addr: SocketAddr, kind: Type) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(addr), kind, None)?;
     socket.set_nonblocking(true)?;

@@ -16,6 +16,8 @@ pub(super) const SCENE: Own = Own {
     play,
 };
 
+/// Everybody whom istiod configures here.
+const PROXIES: [&str; 3] = ["proxy-node-a", "proxy-node-b", "shop/waypoint"];
 /// For a rollout of the larger ones.
 const ROLLOUT: Duration = Duration::from_secs(180);
 /// After a change, so that what it broke is seen.
@@ -138,9 +140,8 @@ struct Chain {
 /// Of every identity on both nodes and of the waypoint.
 fn chains(act: &Act<'_>) -> Result<Vec<Chain>> {
     let mut all = Vec::new();
-    for (process, path) in
-        [("proxy-node-a", "/config_dump"), ("proxy-node-b", "/config_dump"), ("shop/waypoint", "/config_dump/strata")]
-    {
+    for process in PROXIES {
+        let path = if process.starts_with("proxy-") { "/config_dump" } else { "/config_dump/strata" };
         let dump: serde_json::Value =
             serde_json::from_str(&act.cluster.ask(process, path)?).map_err(strata_lab::LabError::other)?;
         for identity in dump["certificates"].as_array().into_iter().flatten() {
@@ -153,6 +154,16 @@ fn chains(act: &Act<'_>) -> Result<Vec<Chain>> {
         return Err(strata_lab::LabError::Other("no process shows a certificate".into()));
     }
     Ok(all)
+}
+
+/// How many xDS responses each proxy has had.
+fn heard(act: &Act<'_>) -> Result<Vec<u64>> {
+    let count = |process: &&str| {
+        let metrics = act.cluster.ask(process, "/metrics")?;
+        let lines = metrics.lines().filter(|line| line.starts_with("istio_xds_message_total"));
+        Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum())
+    };
+    PROXIES.iter().map(count).collect()
 }
 
 /// Pods come and go while nobody configures anything; the proxies serve what they know, and the new pods once it is back.
@@ -169,8 +180,13 @@ fn without_istiod(act: &mut Act<'_>) -> Result<()> {
     std::thread::sleep(Duration::from_secs(20));
     scale(act, "deployment/orders", 5)?;
     std::thread::sleep(Duration::from_secs(20));
+    let before = heard(act)?;
     scale(act, "deployment/istiod", 1)?;
     act.kubectl().rolled_out(SYSTEM, "deployment/istiod", ROLLOUT)?;
+    // They try again every 15 s at the latest. What comes next is about something else.
+    act.wait("the proxies to hear from istiod again", |act| {
+        Ok(heard(act)?.iter().zip(&before).all(|(now, before)| now > before))
+    })?;
     act.kubectl().rolled_out("shop", "deployment/orders", ROLLOUT)?;
     std::thread::sleep(AFTER);
     scale(act, "deployment/orders", 3)?;

@@ -152,6 +152,10 @@ impl Enrolment {
         self.shared.identities.prefetch(&pod.identity);
         tracing::info!(pod = pod.info.uid, identity = %pod.identity, "listening inside the pod");
         self.shared.pods.insert(pod.clone());
+        if self.shared.watch().is_none() {
+            // Every listener was closed while these were opened.
+            pod.stop_listening();
+        }
         Ok(pod)
     }
 
