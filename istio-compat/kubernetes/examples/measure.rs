@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use compat_kubernetes::{Access, ApiServer, Counters, KubernetesSource, Scope};
 use compat_objects::HasMeta as _;
-use compat_objects::core::{EndpointSlice, Namespace, Node, Pod, Service};
+use compat_objects::core::{EndpointSlice, Namespace, Node, Pod, Service, ServiceAccount};
 use futures::StreamExt as _;
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
 type Fallible<T> = Result<T, Box<dyn Error>>;
@@ -138,6 +138,12 @@ async fn fill(kubeconfig: &str, pods: usize, services: usize) -> Fallible<()> {
     let namespaces: Api<Namespace> = Api::all(client.clone());
     for number in 0..NAMESPACES {
         create(&namespaces, json!({"metadata": {"name": format!("ns-{number}")}})).await?;
+    }
+    // Without its account a namespace takes no pods.
+    let accounts: Api<ServiceAccount> = Api::all(client.clone());
+    let named = ListParams::default().fields("metadata.name=default");
+    while accounts.list_metadata(&named).await?.items.len() < NAMESPACES {
+        tokio::time::sleep(Duration::from_millis(200)).await;
     }
     let nodes: Api<Node> = Api::all(client.clone());
     for number in 0..NODES {
