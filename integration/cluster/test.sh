@@ -16,13 +16,14 @@ finish() {
   [ -n "${KEEP:-}" ] || "$here/down.sh" --wipe
   exit $status
 }
-"$here/build.sh"
+"$here/build.sh" mesh
 "$here/chart-test.sh"
 say "the node proxy beside istio-cni"
 (cd "$repository" && cargo test --workspace --features l7-proxy/cluster-tests --test istio_cni)
 say "docs/istio-compatibility.md: the fields are those of the CRDs"
 diff <(python3 "$repository/integration/scripts/crd-fields.py" "$cluster") "$repository/istio-compat/translate/tests/data/crd-fields.txt"
 trap finish EXIT
+"$here/build.sh"
 "$here/cluster.sh"
 say "the API server's opinion of the chart"
 "$here/chart-test.sh"

@@ -120,9 +120,9 @@ impl Cluster {
     /// Takes in what is in force now.
     pub(crate) fn follow(&mut self, objects: &ObjectSet, output: &MeshOutput) {
         let mut wanted = self.roots(objects);
-        wanted.insert(class().0, class().1);
-        let served: Vec<_> = objects.gateways().filter(|gateway| waypoint::is_served(gateway)).collect();
-        for gateway in served.iter().filter(|gateway| waypoint::is_ours_to_deploy(gateway)) {
+        wanted.extend([class()]);
+        let served = objects.gateways().filter(|gateway| waypoint::is_served(gateway));
+        for gateway in served.filter(|gateway| waypoint::is_ours_to_deploy(gateway)) {
             wanted.extend(waypoint::objects(gateway, &self.config.waypoint));
         }
         self.upkeep.set(wanted);
