@@ -1,7 +1,7 @@
 //! What istiod does in a cluster besides serving: the root certificate in every namespace, the Deployment of every
 //! waypoint, and what became of the objects people wrote, in their status.
 mod statuses;
-mod waypoint;
+pub(crate) mod waypoint;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

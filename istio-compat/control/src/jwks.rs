@@ -9,8 +9,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use compat_objects::ObjectSet;
 use compat_objects::core::IntOrString;
+use compat_objects::{ObjectSet, is_ready};
 use compat_translate::Jwks;
 use strata_runtime::{drain, task};
 use tokio::sync::watch;
@@ -148,8 +148,7 @@ fn in_mesh(uri: &str, objects: &ObjectSet) -> Option<SocketAddr> {
     objects.pods_in(namespace).find_map(|pod| {
         let labels = pod.metadata.labels.as_ref()?;
         let status = pod.status.as_ref()?;
-        let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
-        if !ready || selector.iter().any(|(key, value)| labels.get(key) != Some(value)) {
+        if !is_ready(status) || selector.iter().any(|(key, value)| labels.get(key) != Some(value)) {
             return None;
         }
         let target = match &port.target_port {

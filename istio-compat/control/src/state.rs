@@ -14,6 +14,7 @@ use xds_proto::type_url;
 use xds_server::{Node, Resource, Resources, Source};
 
 use crate::accounts::Accounts;
+use crate::cluster::waypoint::{self, GATEWAY_NAME};
 use crate::tokens::Holder;
 
 /// One translation, ready to be served.
@@ -139,9 +140,7 @@ impl State {
 
 /// Whether a waypoint is annotated to live inside the node proxies.
 fn placed_on_nodes(objects: &ObjectSet, namespace: &str, name: &str) -> bool {
-    objects.gateway(namespace, name).is_some_and(|gateway| {
-        gateway.annotation("strata.io/placement") == Some("node") && gateway.spec.gateway_class_name == "istio-waypoint"
-    })
+    objects.gateway(namespace, name).is_some_and(|gateway| waypoint::is_placed_on_nodes(gateway))
 }
 
 /// Whether pods have this account: then a Gateway of the same name does not open it to every node.
@@ -181,15 +180,14 @@ impl<'n> NodeId<'n> {
 impl State {
     /// The Gateway a waypoint works for, as `namespace/name`.
     fn gateway(&self, node: &Node, id: &NodeId<'_>) -> Option<String> {
-        const LABEL: &str = "gateway.networking.k8s.io/gateway-name";
         let namespace = text(node, "NAMESPACE").unwrap_or(id.namespace);
         let labels = match node.metadata.as_ref()?.fields.get("LABELS").and_then(|value| value.kind.as_ref()) {
-            Some(Kind::StructValue(labels)) => labels.fields.get(LABEL).and_then(|value| value.kind.as_ref()),
+            Some(Kind::StructValue(labels)) => labels.fields.get(GATEWAY_NAME).and_then(|value| value.kind.as_ref()),
             _ => None,
         };
         let name = match labels {
             Some(Kind::StringValue(name)) => name.clone(),
-            _ => self.view.load().objects.pod(id.namespace, id.name)?.label(LABEL)?.to_owned(),
+            _ => self.view.load().objects.pod(id.namespace, id.name)?.label(GATEWAY_NAME)?.to_owned(),
         };
         Some(format!("{namespace}/{name}"))
     }

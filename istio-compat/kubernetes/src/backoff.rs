@@ -2,6 +2,7 @@
 use std::time::Duration;
 
 use rand::Rng as _;
+use tokio::time::Instant;
 
 /// Doubles from the first pause to the longest; each pause is spread over half its length, so that a thousand nodes do
 /// not come back at once. It never gives up.
@@ -26,6 +27,14 @@ impl Backoff {
         let step = self.next;
         self.next = (step * 2).min(self.longest);
         step.mul_f64(rand::rng().random_range(0.5..=1.0))
+    }
+}
+
+/// Resolves at `time`; without one never.
+pub(crate) async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

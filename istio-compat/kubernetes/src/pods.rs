@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::access::ApiServer;
-use crate::backoff::{Backoff, chain};
+use crate::backoff::{Backoff, at, chain};
 
 /// `enabled` exactly while capture is in force; istiod and strata-control read it.
 pub const REDIRECTION: &str = "ambient.istio.io/redirection";
@@ -103,16 +103,10 @@ impl Work {
             let unwritten = self.attempts.values().filter(|attempt| !attempt.written).count();
             pending.send_if_modified(|current| std::mem::replace(current, (now_wanted.number, unwritten)) != *current);
             let next = self.attempts.values().map(|attempt| attempt.until).min();
-            let again = async {
-                match next {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 changed = wanted.changed() => if changed.is_err() { return },
                 changed = self.snapshots.changed() => if changed.is_err() { return },
-                () = again => {}
+                () = at(next) => {}
             }
         }
     }

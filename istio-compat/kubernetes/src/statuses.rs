@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::access::ApiServer;
-use crate::backoff::{Backoff, told};
+use crate::backoff::{Backoff, at, told};
 
 /// First and longest pause after an error.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
@@ -71,7 +71,7 @@ async fn run(api: ApiServer, mut wanted: watch::Receiver<Statuses>) {
         let statuses = wanted.borrow_and_update().clone();
         failed.retain(|key, _| statuses.contains_key(key));
         let now = Instant::now();
-        let due = |key: &ObjectKey| failed.get(key).is_none_or(|(at, _)| *at <= now);
+        let due = |key: &ObjectKey| failed.get(key).is_none_or(|(until, _)| *until <= now);
         let differing = statuses.iter().filter(|(key, status)| due(key) && status.differs());
         let differing: Vec<ObjectKey> = differing.map(|(key, _)| key.clone()).collect();
         let writes = differing.into_iter().map(|key| {
@@ -96,15 +96,10 @@ async fn run(api: ApiServer, mut wanted: watch::Receiver<Statuses>) {
                 }
             }
         }
-        let again = async {
-            match failed.values().map(|(at, _)| *at).min() {
-                Some(at) => tokio::time::sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-        };
+        let next = failed.values().map(|(until, _)| *until).min();
         tokio::select! {
             changed = wanted.changed() => if changed.is_err() { return },
-            () = again => {}
+            () = at(next) => {}
         }
     }
 }

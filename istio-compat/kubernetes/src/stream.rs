@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::access::ApiServer;
-use crate::backoff::{Backoff, chain};
+use crate::backoff::{Backoff, at, chain};
 use crate::known::Change;
 use crate::scope::Stream;
 use crate::slim::{Served, Slim};
@@ -217,10 +217,7 @@ impl Health {
 
     /// Resolves when the last error lies so long ago that it is over; never without one.
     async fn well_again(&mut self) {
-        match self.last_error {
-            Some(at) => tokio::time::sleep_until(at + WELL_AFTER).await,
-            None => std::future::pending().await,
-        }
+        at(self.last_error.map(|last| last + WELL_AFTER)).await;
         self.errors = 0;
         self.last_error = None;
         self.backoff.reset();

@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::access::ApiServer;
-use crate::backoff::{Backoff, chain, told};
+use crate::backoff::{Backoff, at, chain, told};
 
 /// First and longest pause after an error.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
@@ -169,12 +169,6 @@ impl Work {
             self.write(&objects).await;
             self.tell();
             let next = self.states.values().filter_map(|state| state.due).min();
-            let again = async {
-                match next {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 changed = wanted.changed() => if changed.is_err() { return },
                 Some(change) = seen.recv() => {
@@ -183,7 +177,7 @@ impl Work {
                         self.see(change);
                     }
                 }
-                () = again => {}
+                () = at(next) => {}
             }
         }
     }

@@ -62,3 +62,8 @@ native!(
     k8s_openapi::api::discovery::v1::EndpointSlice,
     k8s_openapi::api::networking::v1::NetworkPolicy,
 );
+
+/// Whether a pod's condition `Ready` is true.
+pub fn is_ready(status: &k8s_openapi::api::core::v1::PodStatus) -> bool {
+    status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}

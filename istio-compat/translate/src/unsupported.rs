@@ -203,10 +203,6 @@ fn targets(
 
 /// Routes that hang on something else than a Service.
 fn routes(objects: &ObjectSet, faults: &mut Faults) {
-    let http = objects.http_routes().map(|r| (Kind::HTTPRoute, r.namespace(), r.name(), &r.spec.parent_refs));
-    let grpc = objects.grpc_routes().map(|r| (Kind::GRPCRoute, r.namespace(), r.name(), &r.spec.parent_refs));
-    let tcp = objects.tcp_routes().map(|r| (Kind::TCPRoute, r.namespace(), r.name(), &r.spec.parent_refs));
-    let tls = objects.tls_routes().map(|r| (Kind::TLSRoute, r.namespace(), r.name(), &r.spec.parent_refs));
     let rules = objects.tcp_routes().map(|r| (Kind::TCPRoute, r.namespace(), r.name(), r.spec.rules.len()));
     let rules =
         rules.chain(objects.tls_routes().map(|r| (Kind::TLSRoute, r.namespace(), r.name(), r.spec.rules.len())));
@@ -215,9 +211,9 @@ fn routes(objects: &ObjectSet, faults: &mut Faults) {
         faults.warning(objects, &ObjectKey::new(kind, namespace, name), "spec.rules[1]", reason);
     }
     let mut seen = BTreeSet::new();
-    for (kind, namespace, name, parents) in http.chain(grpc).chain(tcp).chain(tls) {
-        let key = ObjectKey::new(kind, namespace, name);
-        for (index, parent) in parents.iter().enumerate() {
+    for route in objects.routes() {
+        let (key, namespace) = (route.key(), route.namespace());
+        for (index, parent) in route.parent_refs.iter().enumerate() {
             let own = parent.namespace.as_deref().is_none_or(|other| other == namespace);
             let field = format!("spec.parentRefs[{index}]");
             let reason = match (parent.kind.as_deref(), own) {

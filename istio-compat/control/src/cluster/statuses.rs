@@ -3,16 +3,15 @@ use std::collections::BTreeMap;
 
 use compat_kubernetes::{Kept, KeptId, Said, Status, Troubles};
 use compat_objects::core::Pod;
-use compat_objects::gateway::{Gateway, ParentReference};
-use compat_objects::{Fault, HasMeta, Kind, ObjectKey, ObjectSet, Resource, Severity};
+use compat_objects::gateway::{AnyRoute, Gateway, ParentReference};
+use compat_objects::{Fault, HasMeta, Kind, ObjectKey, ObjectSet, Severity, is_ready};
 use compat_translate::MeshOutput;
 use serde_json::{Map, Value, json};
 
-use super::waypoint;
+use super::waypoint::{self, GATEWAY_NAME};
 
 /// Istio's name for who serves routes of the mesh; an istiod that comes later goes on with our entries.
 const ROUTE_CONTROLLER: &str = "istio.io/gateway-controller";
-const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 
 /// All statuses.
 pub(super) fn all(objects: &ObjectSet, output: &MeshOutput, troubles: &Troubles) -> BTreeMap<ObjectKey, Status> {
@@ -23,12 +22,7 @@ pub(super) fn all(objects: &ObjectSet, output: &MeshOutput, troubles: &Troubles)
         let said = view.gateway(gateway, &key);
         found.insert(key, Status::of(gateway, said));
     }
-    let mut routes = Vec::new();
-    routes.extend(objects.http_routes().map(|route| view.route(Kind::HTTPRoute, route, &route.spec.parent_refs)));
-    routes.extend(objects.grpc_routes().map(|route| view.route(Kind::GRPCRoute, route, &route.spec.parent_refs)));
-    routes.extend(objects.tcp_routes().map(|route| view.route(Kind::TCPRoute, route, &route.spec.parent_refs)));
-    routes.extend(objects.tls_routes().map(|route| view.route(Kind::TLSRoute, route, &route.spec.parent_refs)));
-    found.extend(routes.into_iter().flatten());
+    found.extend(objects.routes().filter_map(|route| view.route(route)));
     for status in &output.statuses {
         let policy = objects.authorization_policy(&status.key.namespace, &status.key.name);
         // The set in force may be older than what was written; then what is said is of that.
@@ -75,6 +69,7 @@ impl View<'_> {
                 condition("Programmed", true, "Programmed", &message)
             }
         };
+        let attached = self.attached(gateway);
         let listeners: Vec<Value> = gateway
             .spec
             .listeners
@@ -87,7 +82,7 @@ impl View<'_> {
                     condition("ResolvedRefs", true, "ResolvedRefs", "No errors found"),
                 ];
                 json!({
-                    "name": listener.name, "attachedRoutes": self.attached(gateway),
+                    "name": listener.name, "attachedRoutes": attached,
                     "supportedKinds": [], "conditions": conditions,
                 })
             })
@@ -113,7 +108,10 @@ impl View<'_> {
                 return Some(("Invalid", format!("{id}: {trouble}")));
             }
         }
-        let serves = |pod: &&Pod| pod.label(GATEWAY_NAME) == Some(name) && is_ready(pod);
+        let serves = |pod: &&Pod| {
+            let ready = pod.status.as_ref().is_some_and(is_ready) && pod.metadata.deletion_timestamp.is_none();
+            ready && pod.label(GATEWAY_NAME) == Some(name)
+        };
         if self.objects.pods_in(namespace).any(|pod| serves(&&**pod)) {
             return None;
         }
@@ -128,16 +126,11 @@ impl View<'_> {
 
     /// How many routes name the Gateway.
     fn attached(&self, gateway: &Gateway) -> usize {
-        let names = |namespace: &str, parents: &[ParentReference]| {
-            parents
-                .iter()
-                .any(|parent| self.waypoint_of(namespace, parent).is_some_and(|found| std::ptr::eq(found, gateway)))
+        let names = |route: &AnyRoute<'_>| {
+            let mut meant = route.parent_refs.iter().filter_map(|parent| self.waypoint_of(route.namespace(), parent));
+            meant.any(|found| std::ptr::eq(found, gateway))
         };
-        let objects = self.objects;
-        objects.http_routes().filter(|route| names(route.namespace(), &route.spec.parent_refs)).count()
-            + objects.grpc_routes().filter(|route| names(route.namespace(), &route.spec.parent_refs)).count()
-            + objects.tcp_routes().filter(|route| names(route.namespace(), &route.spec.parent_refs)).count()
-            + objects.tls_routes().filter(|route| names(route.namespace(), &route.spec.parent_refs)).count()
+        self.objects.routes().filter(names).count()
     }
 
     /// The waypoint a parent reference means.
@@ -151,12 +144,12 @@ impl View<'_> {
     }
 
     /// None: no parent of the route is ours to speak of.
-    fn route<S>(&self, kind: Kind, route: &Resource<S>, parents: &[ParentReference]) -> Option<(ObjectKey, Status)> {
-        let key = ObjectKey::new(kind, route.namespace(), route.name());
+    fn route(&self, route: AnyRoute<'_>) -> Option<(ObjectKey, Status)> {
+        let key = route.key();
         let (unresolved, refused): (Vec<&Fault>, Vec<&Fault>) =
             self.errors(&key).into_iter().partition(|fault| fault.field.contains("backendRefs"));
         let mut said = Vec::new();
-        for (index, parent) in parents.iter().enumerate() {
+        for (index, parent) in route.parent_refs.iter().enumerate() {
             let of_service = matches!(parent.kind.as_deref(), Some("Service" | "ServiceEntry"));
             if !of_service && self.waypoint_of(route.namespace(), parent).is_none() {
                 continue;
@@ -177,20 +170,17 @@ impl View<'_> {
             };
             said.push((reference(parent), vec![accepted, resolved]));
         }
-        let said = Said::Parents { controller: ROUTE_CONTROLLER, parents: said };
-        let nothing = matches!(&said, Said::Parents { parents, .. } if parents.is_empty());
         // What was said of a parent that is named no more must go.
-        let stale = route.status.as_ref().is_some_and(|status| {
+        let stale = route.status.is_some_and(|status| {
             status["parents"].as_array().into_iter().flatten().any(|entry| entry["controllerName"] == ROUTE_CONTROLLER)
         });
-        (!nothing || stale).then(|| (key, Status::of(route, said)))
+        if said.is_empty() && !stale {
+            return None;
+        }
+        let said = Said::Parents { controller: ROUTE_CONTROLLER, parents: said };
+        let (meta, api_version) = (route.metadata.clone(), route.api_version.to_owned());
+        Some((key, Status { said, meta, api_version, present: route.status.cloned() }))
     }
-}
-
-fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-    let ready = conditions.into_iter().flatten().any(|found| found.type_ == "Ready" && found.status == "True");
-    ready && pod.metadata.deletion_timestamp.is_none()
 }
 
 fn condition(kind: &str, holds: bool, reason: &str, message: &str) -> Value {

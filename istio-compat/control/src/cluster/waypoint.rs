@@ -9,7 +9,8 @@ use serde_json::{Map, Value, json};
 
 use super::{MANAGED, WAYPOINT_CLASS};
 
-const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
+/// Label of what belongs to a Gateway: its name.
+pub(crate) const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 const GATEWAY_CLASS: &str = "gateway.networking.k8s.io/gateway-class-name";
 const MANAGED_BY: &str = "istio.io-mesh-controller";
 /// Lets one Gateway have another image.
@@ -32,15 +33,18 @@ pub struct WaypointConfig {
 }
 
 /// Whether the Gateway is a waypoint.
-pub(super) fn is_served(gateway: &Gateway) -> bool {
+pub(crate) fn is_served(gateway: &Gateway) -> bool {
     gateway.spec.gateway_class_name == WAYPOINT_CLASS
+}
+
+/// Whether the waypoint is annotated to live inside the node proxies.
+pub(crate) fn is_placed_on_nodes(gateway: &Gateway) -> bool {
+    is_served(gateway) && gateway.annotation(PLACEMENT) == Some("node")
 }
 
 /// Whether its Deployment is made here: not if it names a Service of its own, or lives in the node proxies.
 pub(super) fn is_ours_to_deploy(gateway: &Gateway) -> bool {
-    gateway.spec.addresses.is_empty()
-        && gateway.annotation(PLACEMENT) != Some("node")
-        && gateway.metadata.deletion_timestamp.is_none()
+    gateway.spec.addresses.is_empty() && !is_placed_on_nodes(gateway) && gateway.metadata.deletion_timestamp.is_none()
 }
 
 /// Everything the Gateway asks for. What it owns goes with it.
@@ -121,7 +125,7 @@ fn deployment(gateway: &Gateway, config: &WaypointConfig) -> Value {
         "containers": [container(gateway, config)],
         "volumes": [
             {"name": "istio-token", "projected": {"sources": [
-                {"serviceAccountToken": {"audience": "istio-ca", "expirationSeconds": 43200, "path": "istio-token"}}]}},
+                {"serviceAccountToken": {"audience": super::AUDIENCE, "expirationSeconds": 43200, "path": "istio-token"}}]}},
             {"name": "istiod-ca-cert", "configMap": {"name": super::ROOT_CONFIG_MAP}},
             {"name": "istio-podinfo", "downwardAPI": {"items": [
                 {"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}},

@@ -1,5 +1,8 @@
 //! `GRPCRoute`, `TCPRoute`, `TLSRoute`, and references every route has.
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
+
+use crate::{HasMeta, Kind, ObjectKey, ObjectSet, Resource};
 
 use super::{HttpHeaderMatch, RouteFilter, SessionPersistence, ValueMatchType};
 
@@ -15,6 +18,45 @@ pub struct ParentReference {
     pub name: String,
     pub section_name: Option<String>,
     pub port: Option<u16>,
+}
+
+/// What routes of all four kinds have in common.
+#[derive(Clone, Copy, Debug)]
+pub struct AnyRoute<'a> {
+    pub kind: Kind,
+    pub api_version: &'a str,
+    pub metadata: &'a ObjectMeta,
+    pub parent_refs: &'a [ParentReference],
+    /// As read.
+    pub status: Option<&'a serde_json::Value>,
+}
+
+impl HasMeta for AnyRoute<'_> {
+    fn meta(&self) -> &ObjectMeta {
+        self.metadata
+    }
+}
+
+impl AnyRoute<'_> {
+    pub fn key(&self) -> ObjectKey {
+        ObjectKey::new(self.kind, self.namespace(), self.name())
+    }
+}
+
+impl ObjectSet {
+    /// Every HTTPRoute, GRPCRoute, TCPRoute and TLSRoute, in this order.
+    pub fn routes(&self) -> impl Iterator<Item = AnyRoute<'_>> {
+        let http = self.http_routes().map(|route| any(Kind::HTTPRoute, route, &route.spec.parent_refs));
+        let grpc = self.grpc_routes().map(|route| any(Kind::GRPCRoute, route, &route.spec.parent_refs));
+        let tcp = self.tcp_routes().map(|route| any(Kind::TCPRoute, route, &route.spec.parent_refs));
+        let tls = self.tls_routes().map(|route| any(Kind::TLSRoute, route, &route.spec.parent_refs));
+        http.chain(grpc).chain(tcp).chain(tls)
+    }
+}
+
+fn any<'a, S>(kind: Kind, route: &'a Resource<S>, parent_refs: &'a [ParentReference]) -> AnyRoute<'a> {
+    let Resource { api_version, metadata, status, .. } = route;
+    AnyRoute { kind, api_version, metadata, parent_refs, status: status.as_ref() }
 }
 
 /// A weighted backend.

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use compat_objects::core as k8s;
-use compat_objects::{HasMeta, Kind, ObjectKey, ObjectSet};
+use compat_objects::{HasMeta, Kind, ObjectKey, ObjectSet, is_ready};
 
 use super::names;
 use super::waypoints::{self, Traffic, Waypoint, WaypointKey};
@@ -118,10 +118,6 @@ fn addresses(status: &k8s::PodStatus) -> Vec<IpAddr> {
     let listed = status.pod_ips.iter().flatten().filter_map(|ip| ip.ip.parse().ok());
     let all: Vec<IpAddr> = listed.collect();
     if all.is_empty() { status.pod_ip.iter().filter_map(|ip| ip.parse().ok()).collect() } else { all }
-}
-
-fn is_ready(status: &k8s::PodStatus) -> bool {
-    status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
 fn locality(objects: &ObjectSet, node: &str) -> Locality {
