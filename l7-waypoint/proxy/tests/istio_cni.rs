@@ -21,7 +21,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use cni::{Cni, Proxy, capture, release};
-use policies::{deny_checkout, is_cut, payments, payments_service, strict};
+use policies::{denied_by_identity, is_cut, payments, payments_service, plaintext_ends_with_strict};
 use world::{Control, Pod, is_ready, link, run, wait_ready, workload};
 use xds_proto::istio::zds::workload_request::Payload;
 use xds_proto::istio::{workload as w, zds};
@@ -128,19 +128,9 @@ async fn two_pods_over_hbone() {
     assert!(is_cut(a.connect("127.0.0.1:15001", false).and_then(|mut stream| stream.read(&mut [0; 9]))));
 
     // Plaintext until STRICT, open connections included; then only who proves who it is.
-    assert_eq!(c.ask("10.45.1.2:8080", false, "plain").unwrap(), "10.45.1.3 plain");
-    let mut open = c.connect("10.45.1.2:8080", false).unwrap();
-    let mut buf = [0; 10];
-    open.read_exact(&mut buf).unwrap();
-    control.policy(strict());
-    assert!(is_cut(open.read(&mut buf)), "an open plaintext connection outlived STRICT");
-    assert!(is_cut(c.connect("10.45.1.2:8080", false).and_then(|mut stream| stream.read(&mut [0; 9]))));
+    plaintext_ends_with_strict(&control, &c, "10.45.1.2:8080", "10.45.1.3 ");
     assert_eq!(a.ask(VIP, false, "mtls").unwrap(), "10.45.1.1 mtls");
-    let mut open = a.connect(VIP, false).unwrap();
-    open.read_exact(&mut buf).unwrap();
-    control.policy(deny_checkout());
-    assert!(is_cut(open.read(&mut buf)), "an open tunnel outlived its permission");
-    assert!(is_cut(a.connect(VIP, false).and_then(|mut stream| stream.read(&mut [0; 9]))));
+    denied_by_identity(&control, &a, VIP, false);
     assert!(proxy.metrics().await.contains("response_flags=\"DENY\""));
     control.remove_policy("shop/no-checkout");
     comes_true("allowed again", || a.ask(VIP, false, "again").is_ok_and(|text| text == "10.45.1.1 again")).await;
@@ -155,6 +145,7 @@ async fn two_pods_over_hbone() {
 
     // A draining proxy finishes what is open, and takes no more pods.
     let mut open = a.connect(VIP, false).unwrap();
+    let mut buf = [0; 10];
     open.read_exact(&mut buf).unwrap();
     proxy.child.terminate();
     assert!(connection.is_closed().await);

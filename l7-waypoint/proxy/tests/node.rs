@@ -15,7 +15,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use policies::{deny_checkout, is_cut, payments, payments_service, strict};
+use policies::{denied_by_identity, is_cut, payments, payments_service, plaintext_ends_with_strict, strict};
 use strata_handoff::{ProxyMessage, ShortCut};
 use world::{Control, NodeProxy, Pod, exchange, link, workload};
 use xds_proto::istio::workload as w;
@@ -69,13 +69,7 @@ async fn between_two_nodes() {
     assert!(is_cut(a.connect("10.96.0.1:81", true).and_then(|mut stream| stream.read(&mut [0; 9]))));
 
     // Unmeshed plaintext is served until STRICT says otherwise, open connections included.
-    assert_eq!(c.ask("10.44.1.2:8080", false, "plain").unwrap(), "10.44.1.3 plain");
-    let mut open = c.connect("10.44.1.2:8080", false).unwrap();
-    let mut buf = [0; 10];
-    open.read_exact(&mut buf).unwrap();
-    control.policy(strict());
-    assert!(is_cut(open.read(&mut buf)), "an open plaintext connection outlived STRICT");
-    assert!(is_cut(c.connect("10.44.1.2:8080", false).and_then(|mut stream| stream.read(&mut [0; 9]))));
+    plaintext_ends_with_strict(&control, &c, "10.44.1.2:8080", "10.44.1.3 ");
     let policy = far.told(|message| match message {
         ProxyMessage::Refused(refused) => Some((refused.policy.clone(), refused.dst_port)),
         _ => None,
@@ -84,11 +78,7 @@ async fn between_two_nodes() {
     assert_eq!(a.ask("10.96.0.1:80", true, "mtls").unwrap(), "10.44.1.1 mtls");
 
     // A policy about the identity cuts the tunnel and refuses the next.
-    let mut open = a.connect("10.96.0.1:80", true).unwrap();
-    open.read_exact(&mut buf).unwrap();
-    control.policy(deny_checkout());
-    assert!(is_cut(open.read(&mut buf)), "an open tunnel outlived its permission");
-    assert!(is_cut(a.connect("10.96.0.1:80", true).and_then(|mut stream| stream.read(&mut [0; 9]))));
+    denied_by_identity(&control, &a, "10.96.0.1:80", true);
     assert!(near.metrics().await.contains("response_flags=\"DENY\""));
     control.remove_policy("shop/no-checkout");
     let mut answer = a.ask("10.96.0.1:80", true, "again");
@@ -103,6 +93,7 @@ async fn between_two_nodes() {
 
     // A draining proxy finishes what is open.
     let mut open = a.connect("10.96.0.1:80", true).unwrap();
+    let mut buf = [0; 10];
     open.read_exact(&mut buf).unwrap();
     near.terminate();
     open.write_all(b"last words").unwrap();
@@ -113,10 +104,10 @@ async fn between_two_nodes() {
     assert!(near.wait().success());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn on_one_node() {
-    let a = Pod::new("h2-a", Ipv4Addr::new(10, 44, 2, 1));
-    let b = Pod::new("h2-b", Ipv4Addr::new(10, 44, 2, 2));
+/// checkout and payments on one node, at 10.44.`net`.1 and .2, and who configures them.
+async fn neighbours(net: u8) -> (Pod, Pod, Control) {
+    let a = Pod::new(&format!("h{net}-a"), Ipv4Addr::new(10, 44, net, 1));
+    let b = Pod::new(&format!("h{net}-b"), Ipv4Addr::new(10, 44, net, 2));
     link(&a, &b, "eth0");
     a.rules();
     b.rules();
@@ -125,6 +116,12 @@ async fn on_one_node() {
     control.workload(workload(&a, "checkout"));
     control.workload(payments(&b));
     control.service(payments_service());
+    (a, b, control)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_one_node() {
+    let (a, b, control) = neighbours(2).await;
     control.policy(strict());
     let mut proxy = NodeProxy::start(&control, &[(&a, "checkout"), (&b, "payments")]).await;
 
@@ -217,16 +214,7 @@ async fn an_endpoint_behind_a_short_cut_is_drawn_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_successor_takes_over_without_a_lost_connection() {
-    let a = Pod::new("h4-a", Ipv4Addr::new(10, 44, 4, 1));
-    let b = Pod::new("h4-b", Ipv4Addr::new(10, 44, 4, 2));
-    link(&a, &b, "eth0");
-    a.rules();
-    b.rules();
-    b.echo(8080);
-    let control = Control::start().await;
-    control.workload(workload(&a, "checkout"));
-    control.workload(payments(&b));
-    control.service(payments_service());
+    let (a, b, control) = neighbours(4).await;
     let pods = [(&a, "checkout"), (&b, "payments")];
     let mut proxy = NodeProxy::start(&control, &pods).await;
     let stop = Arc::new(AtomicBool::new(false));
