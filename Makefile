@@ -22,7 +22,7 @@ demo: build ## play the ten scenes on real traffic (DEMO="--scene 5" for one)
 	target/debug/strata demo $(DEMO)
 
 test: build ## run every test; needs root
-	cargo test --workspace --no-fail-fast
+	@integration/scripts/test.sh
 
 lint: bpf ## formatting, clippy, layers
 	cargo fmt --all --check

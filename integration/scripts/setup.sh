@@ -15,6 +15,12 @@ kernel=$(uname -r | grep -oE '^[0-9]+\.[0-9]+')
 printf '5.15\n%s\n' "$kernel" | sort -V -C || die "Strata needs Linux 5.15 or later, this is $(uname -r)"
 grep -q cgroup2 /proc/self/mountinfo || die "no cgroup v2 hierarchy is mounted (mount -t cgroup2 none /sys/fs/cgroup)"
 mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf || die "cannot mount bpffs on /sys/fs/bpf"
+# The lab's run folder is in memory, as /run is on a node (in containers and some machines it is not): state is stored durably, and on
+# a busy disk that takes seconds.
+if [ "$(stat -f -c %T /run)" != tmpfs ] && ! mountpoint -q /run/strata-lab; then
+  mkdir -p /run/strata-lab
+  mount -t tmpfs -o size=1g,mode=0755 tmpfs /run/strata-lab || die "cannot mount a tmpfs on /run/strata-lab"
+fi
 
 # --- Debian packages ----------------------------------------------------------------------------------------------
 packages=(ca-certificates curl gcc g++ libc6-dev make pkg-config iproute2 iputils-ping nftables tcpdump procps openssl util-linux

@@ -112,7 +112,8 @@ impl Node {
         std::fs::create_dir_all(&cgroup).expect("cgroup");
         let node = Node {
             bpffs: Path::new("/sys/fs/bpf").join(&name),
-            folder: tempfile::tempdir().expect("folder"),
+            // In memory, as /run is on a node: the agent waits for its state to be stored, on a disk for seconds if that is busy.
+            folder: tempfile::tempdir_in("/dev/shm").expect("folder"),
             name,
             netns,
             cgroup,
