@@ -2,6 +2,7 @@
 //! endpoints outside the mesh.
 
 use std::io;
+use std::sync::Arc;
 
 use futures::future::LocalBoxFuture;
 use tokio::net::TcpStream;
@@ -11,9 +12,15 @@ use crate::io::Io;
 
 /// Opens connections to endpoints.
 pub trait Connector {
-    /// A stream on which the cluster's protocol can be spoken. The caller applies the cluster's connect timeout and
-    /// drops the future when it is over.
-    fn connect(&self, endpoint: &Endpoint, cluster: &Cluster) -> LocalBoxFuture<'static, io::Result<Box<dyn Io>>>;
+    /// A stream on which the cluster's protocol can be spoken. `host` is the host of the request the connection is made
+    /// for; it is given where TLS depends on it. The caller applies the cluster's connect timeout and drops the future
+    /// when it is over.
+    fn connect(
+        &self,
+        endpoint: &Endpoint,
+        cluster: &Arc<Cluster>,
+        host: Option<&Arc<str>>,
+    ) -> LocalBoxFuture<'static, io::Result<Box<dyn Io>>>;
 }
 
 /// Connects over TCP to the endpoint's own address, without HBONE and without TLS.
@@ -21,7 +28,12 @@ pub trait Connector {
 pub struct PlainConnector;
 
 impl Connector for PlainConnector {
-    fn connect(&self, endpoint: &Endpoint, cluster: &Cluster) -> LocalBoxFuture<'static, io::Result<Box<dyn Io>>> {
+    fn connect(
+        &self,
+        endpoint: &Endpoint,
+        cluster: &Arc<Cluster>,
+        _host: Option<&Arc<str>>,
+    ) -> LocalBoxFuture<'static, io::Result<Box<dyn Io>>> {
         let addresses = match &endpoint.target {
             EndpointTarget::Plain { address, additional } => {
                 std::iter::once(*address).chain(additional.iter().copied()).collect()

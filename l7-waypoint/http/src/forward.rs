@@ -242,7 +242,7 @@ impl Forwarding<'_> {
             return Some(upstream.at(address));
         }
         let others = self.policy.and_then(|policy| policy.other_hosts);
-        upstream.pick(Choice {
+        let picked = upstream.pick(Choice {
             hash: self.hash,
             rng: &mut attempts.rng,
             tried: if others.is_some() { &attempts.tried } else { &[] },
@@ -250,7 +250,8 @@ impl Forwarding<'_> {
             skip_priorities: attempts.priorities,
             now: exchange.engine.config.shared.now(),
             original: exchange.client.info.destination,
-        })
+        })?;
+        Some(upstream.for_host(picked, exchange.head.as_ref()?.authority.host()))
     }
 
     async fn connect(&self, exchange: &mut Exchange, pool: &Rc<HostPool>, fresh: bool) -> Result<Lease, Failed> {

@@ -86,6 +86,7 @@ impl Waiting {
     async fn run(self, body: RequestBody, seed: u64, now: u64) -> Result<(), String> {
         let mut rng = Rng::new(seed);
         let picked = self.upstream.pick(Choice::once(&mut rng, now, self.original)).ok_or("no healthy upstream")?;
+        let picked = self.upstream.for_host(picked, self.head.authority.host());
         let _active = picked.index.map(|index| self.upstream.shared.balancer.host(index).begin());
         let mut request = Request::new(body);
         *request.method_mut() = self.head.method.clone();

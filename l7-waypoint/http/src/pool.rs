@@ -38,6 +38,8 @@ pub(crate) struct HostPool {
     pub(crate) endpoint: Endpoint,
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) key: Arc<str>,
+    /// The host of the requests its connections are for, where TLS depends on it.
+    host: Option<Arc<str>>,
     connector: Rc<dyn Connector>,
     breakers: Arc<Breakers>,
     limits: Limits,
@@ -75,6 +77,7 @@ impl HostPool {
     pub(crate) fn new(
         endpoint: Endpoint,
         key: Arc<str>,
+        host: Option<Arc<str>>,
         cluster: Arc<Cluster>,
         connector: Rc<dyn Connector>,
         breakers: Arc<Breakers>,
@@ -84,7 +87,21 @@ impl HostPool {
         let (idle, h2, retired, peer) =
             (RefCell::default(), h2::Connections::default(), Cell::new(false), RefCell::default());
         let open = Rc::default();
-        Rc::new(Self { endpoint, cluster, key, connector, breakers, limits, freed, idle, h2, retired, peer, open })
+        Rc::new(Self {
+            endpoint,
+            cluster,
+            key,
+            host,
+            connector,
+            breakers,
+            limits,
+            freed,
+            idle,
+            h2,
+            retired,
+            peer,
+            open,
+        })
     }
 
     /// The workload behind the endpoint as telemetry names it.
@@ -140,7 +157,7 @@ impl HostPool {
     }
 
     async fn connect(&self) -> Result<Box<dyn Io>, ConnectError> {
-        let connecting = self.connector.connect(&self.endpoint, &self.cluster);
+        let connecting = self.connector.connect(&self.endpoint, &self.cluster, self.host.as_ref());
         let outcome = match self.cluster.connect_timeout {
             Duration::ZERO => connecting.await,
             timeout => tokio::time::timeout(timeout, connecting).await.map_err(|_| ConnectError::TimedOut)?,

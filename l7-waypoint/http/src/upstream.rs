@@ -76,7 +76,7 @@ pub(crate) struct Picked {
     pub(crate) pool: Rc<HostPool>,
 }
 
-/// Hosts of [`Mode::OriginalDestination`] and [`Mode::ByAuthority`] a worker keeps connections to.
+/// Hosts of [`Mode::OriginalDestination`] and [`Mode::ByAuthority`], and hosts of requests, a worker keeps connections for.
 const AD_HOC_HOSTS: usize = 1024;
 
 impl Upstream {
@@ -94,7 +94,7 @@ impl Upstream {
             && self.shared.config.proxy_protocol == shared.config.proxy_protocol;
         let mut kept = HashMap::new();
         for (key, pool) in self.pools.borrow_mut().drain() {
-            let index = shared.keys.iter().position(|other| *other == key);
+            let index = shared.keys.iter().position(|other| *other == pool.key);
             let stays = same_way
                 && index.is_some_and(|index| shared.assignment.endpoints[index].target == pool.endpoint.target);
             if stays {
@@ -130,35 +130,55 @@ impl Upstream {
         Picked { index: None, pool: self.ad_hoc(compile::endpoint_at(address, false)) }
     }
 
+    /// The same host for a request to `host`: where TLS is made with the request's host (no SNI configured), requests to
+    /// one host do not travel on connections made for another.
+    pub(crate) fn for_host(&self, picked: Picked, host: &str) -> Picked {
+        let per_host = self.shared.config.tls.as_ref();
+        if !per_host.is_some_and(|tls| tls.sni.is_none() && (tls.auto_sni || tls.auto_san)) {
+            return picked;
+        }
+        let Picked { index, pool } = picked;
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
+        // No host holds a blank.
+        let key: Arc<str> = format!("{} {host}", pool.key).into();
+        let make = |_| self.new_pool(pool.endpoint.clone(), pool.key.clone(), Some(host.into()));
+        Picked { index, pool: self.bounded(key, make) }
+    }
+
     fn pool(&self, index: usize) -> Rc<HostPool> {
         let key = &self.shared.keys[index];
         if let Some(pool) = self.pools.borrow().get(key) {
             return pool.clone();
         }
-        let pool = self.new_pool(self.shared.assignment.endpoints[index].clone(), key.clone());
+        let pool = self.new_pool(self.shared.assignment.endpoints[index].clone(), key.clone(), None);
         self.pools.borrow_mut().insert(key.clone(), pool.clone());
         pool
     }
 
     fn ad_hoc(&self, endpoint: Endpoint) -> Rc<HostPool> {
         let key: Arc<str> = compile::endpoint_key(&endpoint).into();
+        self.bounded(key, |key| self.new_pool(endpoint, key, None))
+    }
+
+    /// The pool of a key that callers can choose freely: there are only so many.
+    fn bounded(&self, key: Arc<str>, make: impl FnOnce(Arc<str>) -> Rc<HostPool>) -> Rc<HostPool> {
         if let Some(pool) = self.pools.borrow().get(&key) {
             return pool.clone();
         }
         let mut pools = self.pools.borrow_mut();
-        if pools.len() >= AD_HOC_HOSTS {
+        if pools.len() >= AD_HOC_HOSTS.max(4 * self.shared.keys.len()) {
             pools.drain().for_each(|(_, pool)| pool.retire());
         }
-        let pool = self.new_pool(endpoint, key.clone());
+        let pool = make(key.clone());
         pools.insert(key, pool.clone());
         pool
     }
 
-    fn new_pool(&self, endpoint: Endpoint, key: Arc<str>) -> Rc<HostPool> {
+    fn new_pool(&self, endpoint: Endpoint, key: Arc<str>, host: Option<Arc<str>>) -> Rc<HostPool> {
         let shared = &self.shared;
         let (breakers, limits) = (shared.balancer.breakers().clone(), shared.balancer.spec().limits);
         let (config, freed) = (shared.config.clone(), shared.freed.clone());
-        HostPool::new(endpoint, key, config, self.connector.clone(), breakers, limits, freed)
+        HostPool::new(endpoint, key, host, config, self.connector.clone(), breakers, limits, freed)
     }
 
     /// Closes connections idle for too long.

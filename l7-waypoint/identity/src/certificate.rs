@@ -144,6 +144,11 @@ impl WorkloadCertificate {
         Ok(Arc::new(config))
     }
 
+    /// What a client presents.
+    pub fn client_auth(&self) -> Arc<dyn ResolvesClientCert> {
+        self.client_auth.clone()
+    }
+
     /// Leaf and intermediates, DER.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.chain

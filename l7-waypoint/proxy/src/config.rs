@@ -314,7 +314,7 @@ impl Flags {
             metadata: Map::new(),
             ..self.clone()
         };
-        flags.xds(&[type_url::CLUSTER, type_url::ENDPOINT, type_url::LISTENER, type_url::EXTENSION])
+        flags.xds(&[type_url::CLUSTER, type_url::ENDPOINT, type_url::LISTENER, type_url::EXTENSION, type_url::SECRET])
     }
 
     /// The xDS client's configuration for `types`.
@@ -326,7 +326,10 @@ impl Flags {
             token: self.token_path.clone().map_or(xds_client::Token::None, xds_client::Token::File),
             cluster_id: self.cluster_id.clone(),
         };
-        xds_client::Config::new(endpoint, self.node_id(), self.node_metadata().into(), types)
+        let mut config = xds_client::Config::new(endpoint, self.node_id(), self.node_metadata().into(), types);
+        // A service whose secret is missing is closed by itself; the others are not to wait for it.
+        config.late = vec![type_url::SECRET.to_owned()];
+        config
     }
 
     /// `TYPE~IP~NAME.NAMESPACE~DOMAIN`.

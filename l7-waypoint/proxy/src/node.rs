@@ -120,7 +120,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     let identities = IdentityManager::new(flags.ca(), tokio::runtime::Handle::current());
     let (agent, messages) = mpsc::channel(AGENT_QUEUE);
     let telemetry = Telemetry::new(&registry);
-    let (placed, placed_handlers) = placed::placements(&flags, &telemetry.events())?;
+    let (placed, placed_handlers) = placed::placements(&flags, &identities, &telemetry.events())?;
     let shared = Arc::new(Shared {
         mesh: mesh.clone(),
         identities: identities.clone(),

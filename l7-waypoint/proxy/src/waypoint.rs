@@ -4,6 +4,7 @@ pub(crate) mod connector;
 mod extensions;
 pub(crate) mod held;
 pub(crate) mod peers;
+mod proxy_protocol;
 mod server;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -17,6 +18,7 @@ use l7_authn::JwksStore;
 use l7_hbone::{Pool, PoolConfig};
 use l7_http::{Engine, EngineConfig};
 use l7_identity::IdentityManager;
+use l7_origination::Origination;
 use l7_route::Snapshot;
 use l7_telemetry::Telemetry;
 use strata_runtime::admin::Admin;
@@ -57,15 +59,16 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     // istiod and strata-control fetch key sets themselves and send them inline.
     let engines = l7_http::Shared::new(telemetry.clone(), JwksStore::default(), Some(runtime));
     let peers = Arc::new(MeshPeers::new(mesh.clone()));
+    let origination = Arc::new(Origination::new(identities.clone(), own.clone()));
 
     let listening = CancellationToken::new();
     let closing = CancellationToken::new();
     let workers = {
         let (identities, mesh, own, snapshot) = (identities.clone(), mesh.clone(), own.clone(), snapshot.clone());
-        let engines = engines.clone();
+        let (engines, origination) = (engines.clone(), origination.clone());
         Workers::start(flags.concurrency, closing.clone(), move |_| {
             let pool = Pool::new(identities.clone(), PoolConfig::default());
-            let connector = HboneConnector::new(pool, own.clone(), mesh.clone(), snapshot.clone());
+            let connector = HboneConnector::new(pool, own.clone(), mesh.clone(), snapshot.clone(), origination.clone());
             let mut config = EngineConfig::new(snapshot.clone(), engines.clone(), Rc::new(connector));
             config.peers = peers.clone();
             Rc::new(Worker {
@@ -78,11 +81,18 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
         .context("data-plane threads")?
     };
 
-    let (handler, state) = Handler::new(Some(builder), engines, snapshot);
-    let admin = admin(&flags, &state, &identities, &telemetry, readiness.clone(), registry.clone());
+    let (handler, state) = Handler::new(Some(builder), engines, origination.clone(), snapshot);
+    let admin = admin(&flags, &state, &identities, &origination, &telemetry, readiness.clone(), registry.clone());
     let public = Admin::new("strata-waypoint", readiness.clone(), registry.clone());
     crate::admin::serve(admin, public, &flags, &watch).await?;
-    let types = [type_url::CLUSTER, type_url::ENDPOINT, type_url::LISTENER, type_url::EXTENSION, type_url::WORKLOAD];
+    let types = [
+        type_url::CLUSTER,
+        type_url::ENDPOINT,
+        type_url::LISTENER,
+        type_url::EXTENSION,
+        type_url::WORKLOAD,
+        type_url::SECRET,
+    ];
     let metrics = xds_client::Metrics::register(&registry);
     task::spawn("xds", xds_client::run(flags.xds(&types), handler, metrics, readiness.task("xds"), configured));
     let certificate = readiness.task("certificate");
@@ -153,12 +163,14 @@ fn admin(
     flags: &Flags,
     state: &Arc<State>,
     identities: &IdentityManager,
+    origination: &Arc<Origination>,
     telemetry: &Arc<Telemetry>,
     readiness: Readiness,
     registry: metrics::Registry,
 ) -> Admin {
     let pending = readiness.clone();
     let (for_status, for_dump) = (state.clone(), state.clone());
+    let origination = origination.clone();
     let (certificates, all_certificates) = (identities.clone(), identities.clone());
     let (gateway, namespace) = (flags.gateway.clone(), flags.namespace.clone());
     let envoy = Envoy {
@@ -187,6 +199,7 @@ fn admin(
         .json("/config_dump/strata", move || {
             let mut dump = for_dump.dump();
             dump["certificates"] = serde_json::json!(all_certificates.status());
+            dump["secrets"] = serde_json::json!(origination.secrets().status());
             async move { dump }
         })
         .stream("/requests", telemetry.events());

@@ -16,14 +16,19 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use ca::TOKEN;
 use http::{HeaderMap, StatusCode};
 use l7_hbone::{ConnectError, ConnectRequest, Pool, PoolConfig, PoolKey, Server, Tunnel, accept_tls};
 use l7_identity::{CaClient, CaConfig, IdentityManager};
 use prost::Message;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_rustls::rustls;
 use world::{Control, NodeProxy, Pod, Process, link, run, workload};
 use xds_model::spiffe::SpiffeId;
+use xds_proto::envoy::envoy::config::core::v3::{DataSource, data_source::Specifier};
+use xds_proto::envoy::envoy::extensions::transport_sockets::tls::v3 as wire;
 use xds_proto::envoy::envoy::service::discovery::v3::DeltaDiscoveryResponse;
 use xds_proto::type_url;
 
@@ -34,9 +39,9 @@ const ENDPOINTS: [(&str, &str); 6] = [
     ("10.8.0.13", "v1"),
     ("fd00:8::d", "v1"),
     ("10.8.1.13", "v2"),
-    ("fd00:8:0:1::d", "v2"),
+    ("fd00:8:1::d", "v2"),
     ("10.8.2.13", "v3"),
-    ("fd00:8:0:2::d", "v3"),
+    ("fd00:8:2::d", "v3"),
 ];
 
 fn recorded(case: &str, file: &str) -> Vec<(String, Vec<u8>)> {
@@ -246,6 +251,114 @@ async fn canary() {
             && line.contains("response_code=\"200\"")
     });
     assert!(counted, "{metrics}");
+}
+
+/// What istiod sends for a BackendTLSPolicy: TLS inside HBONE, roots by name from the control plane.
+#[test]
+fn a_service_that_speaks_tls_is_reached_by_tls_inside_hbone() {
+    let pod = Pod::new("h4-w", [10, 8, 1, 60].into());
+    run("ip -n h4-w address add 10.8.1.60/32 dev lo; ip -n h4-w address add 10.8.0.11/32 dev lo");
+    for (ip, _) in ENDPOINTS {
+        let length = if ip.contains(':') { 128 } else { 32 };
+        run(&format!("ip -n h4-w address add {ip}/{length} dev lo nodad"));
+    }
+    let scene = pod.run(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(backend_tls());
+    });
+    scene.join().unwrap();
+}
+
+/// A server's certificate by an authority of its own, and the authority's certificate.
+struct Backend {
+    root: String,
+    server: Arc<rustls::ServerConfig>,
+}
+
+impl Backend {
+    fn new(name: &str) -> Backend {
+        let (ca_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+        let mut ca = CertificateParams::default();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let root = ca.self_signed(&ca_key).unwrap().pem();
+        let leaf = CertificateParams::new([name.to_owned()]).unwrap();
+        let leaf = leaf.signed_by(&key, &Issuer::new(ca, ca_key)).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let server = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![leaf.into()], key.into())
+            .unwrap();
+        Backend { root, server: Arc::new(server) }
+    }
+
+    /// As [`endpoint`], with TLS on the tunnel.
+    async fn serve(server: Arc<ArcSwap<rustls::ServerConfig>>, identities: &IdentityManager, ip: &str) {
+        let listener = tokio::net::TcpListener::bind(SocketAddr::new(ip.parse().unwrap(), 15008)).await.unwrap();
+        let identities = identities.clone();
+        tokio::spawn(async move {
+            loop {
+                let (tcp, peer_addr) = listener.accept().await.unwrap();
+                let certificate = identities.certificate(&id("shop", "reviews")).await.unwrap();
+                let server = server.clone();
+                tokio::spawn(async move {
+                    let (tls, peer) = accept_tls(tcp, &certificate).await.unwrap();
+                    let mut hbone = Server::handshake(tls, peer, peer_addr).await.unwrap();
+                    while let Ok(Some(inbound)) = hbone.accept().await {
+                        let tunnel = inbound.accept(HeaderMap::new()).unwrap();
+                        let acceptor = tokio_rustls::TlsAcceptor::from(server.load_full());
+                        tokio::spawn(async move {
+                            let Ok(mut stream) = acceptor.accept(tunnel).await else { return };
+                            let name = stream.get_ref().1.server_name().unwrap_or("no name").to_owned();
+                            let mut request = [0; 4096];
+                            while stream.read(&mut request).await.is_ok_and(|length| length > 0) {
+                                let text = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{name}", name.len());
+                                stream.write_all(text.as_bytes()).await.unwrap();
+                            }
+                        });
+                    }
+                });
+            }
+        });
+    }
+}
+
+async fn backend_tls() {
+    // Ready before the roots have come: other services are not to wait for them.
+    let mesh = Mesh::start("17-backend-tls-policy").await;
+    let (expected, stranger) = (Backend::new("alt.example"), Backend::new("alt.example"));
+    let server = Arc::new(ArcSwap::from(stranger.server.clone()));
+    for (ip, _) in ENDPOINTS {
+        Backend::serve(server.clone(), &mesh.identities, ip).await;
+    }
+    let pool = Pool::new(mesh.identities.clone(), PoolConfig::default());
+    let mut tunnel = mesh.connect(&pool, REVIEWS).await.unwrap();
+    let (status, text) = get(&mut tunnel, "").await;
+    assert_eq!(status, 503, "{text}");
+    assert!(text.contains("secret configmap://shop/reviews-ca-cacert has not come"), "{text}");
+
+    let root = DataSource { specifier: Some(Specifier::InlineString(expected.root)), ..Default::default() };
+    let context = wire::CertificateValidationContext { trusted_ca: Some(root), ..Default::default() };
+    let name = "configmap://shop/reviews-ca-cacert".to_owned();
+    let secret = wire::Secret { name: name.clone(), r#type: Some(wire::secret::Type::ValidationContext(context)) };
+    mesh.control.put(type_url::SECRET, name.clone(), secret.encode_to_vec());
+    let mut answer = get(&mut tunnel, "").await;
+    for _ in 0..100 {
+        if !answer.1.contains("has not come") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        answer = get(&mut tunnel, "").await;
+    }
+    assert_eq!(answer.0, 503, "the right name by an authority nobody trusts");
+    assert!(answer.1.contains("invalid peer certificate"), "{}", answer.1);
+    server.store(expected.server);
+    let answer = get(&mut tunnel, "").await;
+    assert_eq!(answer, (200, "reviews.example".to_owned()), "the policy's hostname is the name in SNI");
+    let dump = strata_runtime::client::get_json(&mesh.run_dir.path().join("proxy.sock"), "/config_dump/strata").await;
+    let dump = dump.unwrap();
+    assert_eq!(dump["secrets"], serde_json::json!([{ "name": name, "kind": "roots", "certificates": 1 }]));
 }
 
 /// A node proxy with the waypoint in it, no pod of the waypoint anywhere.

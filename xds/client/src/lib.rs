@@ -68,6 +68,8 @@ pub struct Config {
     pub metadata: serde_json::Value,
     /// Type URLs, in the order they are asked for.
     pub types: Vec<String>,
+    /// Those among them that readiness does not wait for: a control plane may have no answer to a name it does not know.
+    pub late: Vec<String>,
     /// First and largest pause before a reconnect; Istio's are 10 ms and 15 s.
     pub backoff: (Duration, Duration),
 }
@@ -80,6 +82,7 @@ impl Config {
             node_id: node_id.into(),
             metadata,
             types: types.iter().map(|&url| url.to_owned()).collect(),
+            late: Vec::new(),
             backoff: (Duration::from_millis(10), Duration::from_secs(15)),
         }
     }
@@ -97,7 +100,7 @@ pub async fn run(
     ready: ReadyGuard,
     mut drain: drain::Watch,
 ) {
-    let mut state = state::State::new(&config.types);
+    let mut state = state::State::new(&config.types, &config.late);
     let mut ready = Some(ready);
     let mut pause = config.backoff.0;
     let mut said = String::new();

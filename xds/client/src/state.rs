@@ -17,6 +17,8 @@ pub(crate) struct TypeState {
     pub(crate) asked: bool,
     /// Whether any response has ever been answered.
     pub(crate) answered: bool,
+    /// Whether nobody waits for that.
+    late: bool,
 }
 
 /// What has to be sent so that the stream's subscription becomes the wanted one.
@@ -27,8 +29,9 @@ pub(crate) struct Change {
 }
 
 impl State {
-    pub(crate) fn new(types: &[String]) -> Self {
-        Self { types: types.iter().map(|url| (url.clone(), TypeState::default())).collect() }
+    pub(crate) fn new(types: &[String], late: &[String]) -> Self {
+        let state = |url: &String| TypeState { late: late.contains(url), ..TypeState::default() };
+        Self { types: types.iter().map(|url| (url.clone(), state(url))).collect() }
     }
 
     pub(crate) fn get_mut(&mut self, type_url: &str) -> Option<&mut TypeState> {
@@ -45,7 +48,8 @@ impl State {
 
     pub(crate) fn all_answered(&self) -> bool {
         // A type asked for by name with no name wanted yet has nothing to wait for.
-        self.types.values().all(|state| state.answered || state.subscribed.as_ref().is_some_and(BTreeSet::is_empty))
+        let nothing = |state: &TypeState| state.subscribed.as_ref().is_some_and(BTreeSet::is_empty);
+        self.types.values().all(|state| state.late || state.answered || nothing(state))
     }
 }
 

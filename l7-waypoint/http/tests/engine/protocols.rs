@@ -8,6 +8,8 @@ use hyper::body::Frame;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use xds_model::envoy::cluster::{CertSource, LbPolicy, UpstreamTls};
+
 use crate::config::*;
 use crate::support::*;
 
@@ -199,5 +201,44 @@ fn other_upgrades_are_refused() {
             })
         }));
         assert_eq!(mesh.send(get("/")).await.status, 502);
+    });
+}
+
+#[test]
+fn where_tls_takes_the_request_s_host_no_connection_serves_two_hosts() {
+    run(async || {
+        let mut config = http(vec![to("/", forward("c"))], vec![cluster("c", &[A])]);
+        let tls = UpstreamTls {
+            sni: None,
+            auto_sni: true,
+            alpn: Vec::new(),
+            roots: Some(CertSource::System),
+            sans: Vec::new(),
+            auto_san: true,
+            client_cert: None,
+            crl: None,
+        };
+        config.clusters.get_mut("c").unwrap().tls = Some(tls.clone());
+        let mesh = Mesh::new(&config);
+        let ask = async |host: &str| {
+            let request = Request::get("/").header("host", host).body(full("")).unwrap();
+            assert_eq!(mesh.send(request).await.status, 200);
+        };
+        for host in ["a.example", "A.example:443", "b.example", "[fd00::1]:443", "a.example"] {
+            ask(host).await;
+        }
+        let made = |host: &str| Some(host.to_owned());
+        assert_eq!(*mesh.upstreams.hosts.borrow(), [made("a.example"), made("b.example"), made("fd00::1")]);
+        // Another configuration that reaches the endpoint the same way keeps them all.
+        config.clusters.get_mut("c").unwrap().lb = LbPolicy::Random;
+        mesh.renew(&config);
+        ask("b.example").await;
+        assert_eq!(mesh.upstreams.connections.get(), 3);
+        // A fixed name is for all.
+        config.clusters.get_mut("c").unwrap().tls = Some(UpstreamTls { sni: Some("c.example".into()), ..tls });
+        mesh.renew(&config);
+        ask("a.example").await;
+        ask("b.example").await;
+        assert_eq!(mesh.upstreams.hosts.borrow()[3..], [None]);
     });
 }

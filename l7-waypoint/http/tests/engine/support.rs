@@ -50,6 +50,8 @@ pub(crate) struct Upstreams {
     handler: RefCell<Handler>,
     pub(crate) seen: Rc<RefCell<Vec<Seen>>>,
     pub(crate) connections: Cell<u32>,
+    /// The host each connection was made for, where it counts.
+    pub(crate) hosts: RefCell<Vec<Option<String>>>,
     /// Endpoints that refuse connections.
     pub(crate) down: RefCell<Vec<String>>,
     /// Instead of HTTP.
@@ -70,7 +72,13 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Local {
 struct Shim(Rc<Upstreams>);
 
 impl Connector for Shim {
-    fn connect(&self, endpoint: &Endpoint, _: &Cluster) -> LocalBoxFuture<'static, std::io::Result<Box<dyn Io>>> {
+    fn connect(
+        &self,
+        endpoint: &Endpoint,
+        _: &Arc<Cluster>,
+        host: Option<&Arc<str>>,
+    ) -> LocalBoxFuture<'static, std::io::Result<Box<dyn Io>>> {
+        self.0.hosts.borrow_mut().push(host.map(|host| host.to_string()));
         let name = match &endpoint.target {
             EndpointTarget::Hbone { authority, .. } => authority.to_string(),
             EndpointTarget::Plain { address, .. } => address.to_string(),
@@ -152,6 +160,13 @@ impl Mesh {
         Self::of(snapshot)
     }
 
+    /// As a later configuration comes.
+    pub(crate) fn renew(&self, config: &WaypointConfig) {
+        let (snapshot, rejections) = Snapshot::compile(config);
+        assert!(rejections.is_empty(), "{rejections:?}");
+        self.snapshot.store(Arc::new(snapshot));
+    }
+
     pub(crate) fn of(snapshot: Snapshot) -> Self {
         let registry = strata_runtime::metrics::Registry::new();
         let telemetry = Telemetry::new(&registry);
@@ -165,6 +180,7 @@ impl Mesh {
             handler: RefCell::new(answer),
             seen: Rc::default(),
             connections: Cell::new(0),
+            hosts: RefCell::default(),
             down: RefCell::default(),
             raw: RefCell::default(),
             services: RefCell::default(),

@@ -11,6 +11,8 @@ use arc_swap::ArcSwap;
 use l7_authn::JwksStore;
 use l7_hbone::Pool;
 use l7_http::{ConnInfo, Engine, EngineConfig};
+use l7_identity::IdentityManager;
+use l7_origination::Origination;
 use l7_route::Snapshot;
 use l7_telemetry::Security;
 use serde_json::{Value, json};
@@ -22,7 +24,7 @@ use xds_model::wds::MeshView;
 
 use crate::config::{Flags, PodsFrom};
 use crate::waypoint::config::{Handler, State};
-use crate::waypoint::connector::{CLIENT, HboneConnector};
+use crate::waypoint::connector::{CLIENT, Client, HboneConnector};
 use crate::waypoint::peers::MeshPeers;
 
 /// Connections that may wait for a thread's engine.
@@ -37,6 +39,7 @@ pub(crate) struct Placed {
     pub own: SpiffeId,
     snapshot: Arc<ArcSwap<Snapshot>>,
     engines: Arc<l7_http::Shared>,
+    origination: Arc<Origination>,
     state: Arc<State>,
 }
 
@@ -53,6 +56,7 @@ pub(crate) struct Captured {
 /// If a name does not make a SPIFFE identity, or the pods are not our agent's.
 pub(crate) fn placements(
     flags: &Flags,
+    identities: &IdentityManager,
     events: &broadcast::Sender<Arc<str>>,
 ) -> anyhow::Result<(Vec<Placed>, Vec<Handler>)> {
     if flags.placed_waypoints.is_empty() {
@@ -74,9 +78,10 @@ pub(crate) fn placements(
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
         let runtime = tokio::runtime::Handle::current();
         let engines = l7_http::Shared::new(telemetry.clone(), JwksStore::default(), Some(runtime));
-        let (handler, state) = Handler::new(None, engines.clone(), snapshot.clone());
+        let origination = Arc::new(Origination::new(identities.clone(), own.clone()));
+        let (handler, state) = Handler::new(None, engines.clone(), origination.clone(), snapshot.clone());
         let key_prefix = format!("{namespace}/{gateway}.{namespace}.svc.");
-        placed.push(Placed { namespace, gateway, key_prefix, own, snapshot, engines, state });
+        placed.push(Placed { namespace, gateway, key_prefix, own, snapshot, engines, origination, state });
         handlers.push(handler);
     }
     Ok((placed, handlers))
@@ -150,7 +155,13 @@ pub(crate) fn engines(placed: &[Placed], mesh: &MeshView, pool: &Pool) -> Vec<mp
 
 fn engine(placed: &Placed, mesh: &MeshView, pool: &Pool) -> mpsc::Sender<Captured> {
     let snapshot = placed.snapshot.clone();
-    let connector = HboneConnector::new(pool.clone(), placed.own.clone(), mesh.clone(), snapshot.clone());
+    let connector = HboneConnector::new(
+        pool.clone(),
+        placed.own.clone(),
+        mesh.clone(),
+        snapshot.clone(),
+        placed.origination.clone(),
+    );
     let mut config = EngineConfig::new(snapshot, placed.engines.clone(), Rc::new(connector));
     config.peers = Arc::new(MeshPeers::new(mesh.clone()));
     let engine = Engine::new(config);
@@ -159,7 +170,8 @@ fn engine(placed: &Placed, mesh: &MeshView, pool: &Pool) -> mpsc::Sender<Capture
         while let Some(Captured { client, info, drain }) = queue.recv().await {
             let engine = engine.clone();
             tokio::task::spawn_local(async move {
-                CLIENT.scope(info.peer, engine.serve(client, info, drain)).await;
+                let from = Client { address: info.peer, destination: info.destination };
+                CLIENT.scope(from, engine.serve(client, info, drain)).await;
             });
         }
     });

@@ -3,6 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use l7_origination::Origination;
 use l7_route::Snapshot;
 use parking_lot::Mutex;
 use prost::Message;
@@ -11,6 +12,7 @@ use xds_client::{Rejected, Update};
 use xds_model::envoy::{self, Effect, Notice, Rejection, Resources, Translation, WaypointConfig};
 use xds_model::wds::MeshBuilder;
 use xds_proto::envoy::envoy::config::core::v3::TypedExtensionConfig;
+use xds_proto::envoy::envoy::extensions::transport_sockets::tls::v3::Secret;
 use xds_proto::type_url;
 
 use super::extensions::{self, Extensions};
@@ -67,8 +69,10 @@ pub(crate) struct Handler {
     /// Where workloads go; `None` if they come from elsewhere.
     mesh: Option<MeshBuilder>,
     engines: Arc<l7_http::Shared>,
+    origination: Arc<Origination>,
     resources: Resources,
     endpoints_wanted: BTreeSet<String>,
+    secrets_wanted: BTreeSet<String>,
     extensions: Extensions,
     /// Names of extension configurations by the listener that asks for them.
     extensions_wanted: BTreeMap<String, BTreeSet<String>>,
@@ -80,14 +84,17 @@ impl Handler {
     pub(crate) fn new(
         mesh: Option<MeshBuilder>,
         engines: Arc<l7_http::Shared>,
+        origination: Arc<Origination>,
         snapshot: Arc<ArcSwap<Snapshot>>,
     ) -> (Handler, Arc<State>) {
         let state = Arc::new(State::default());
         let handler = Handler {
             mesh,
             engines,
+            origination,
             resources: Resources::default(),
             endpoints_wanted: BTreeSet::new(),
+            secrets_wanted: BTreeSet::new(),
             extensions: Extensions::new(),
             extensions_wanted: BTreeMap::new(),
             snapshot,
@@ -128,6 +135,10 @@ impl Handler {
         translation.rejections.extend(compile_rejections);
         self.tell(&translation.notices);
         self.endpoints_wanted = translation.config.eds_names().map(str::to_owned).collect();
+        let clusters = &translation.config.clusters;
+        let tls = clusters.values().filter_map(|cluster| cluster.tls.as_ref());
+        self.secrets_wanted = tls.flat_map(l7_origination::secret_names).map(str::to_owned).collect();
+        self.origination.retain(|name| clusters.contains_key(name));
         let snapshot = Arc::new(snapshot);
         // Compiled here, so that no request waits for it.
         self.engines.warm(&snapshot);
@@ -146,6 +157,19 @@ impl Handler {
         shown.notices = translation.notices;
         shown.rejections = translation.rejections;
         rejected
+    }
+
+    /// Secrets are kept apart: nothing of them is ever shown.
+    fn apply_secrets(&self, update: &Update) -> Vec<Rejected> {
+        let secrets = self.origination.secrets();
+        update.removed.iter().for_each(|name| secrets.remove(name));
+        let take = |resource: &xds_client::Resource| {
+            let decoded = Secret::decode(resource.body.clone()).map_err(|error| format!("does not decode: {error}"));
+            let reason = decoded.and_then(|secret| secrets.insert(&resource.name, secret)).err()?;
+            let (type_url, name) = (update.type_url.clone(), resource.name.clone());
+            Some(refused(Rejection { type_url, name, reason, partial: false }))
+        };
+        update.resources.iter().filter_map(take).collect()
     }
 
     /// Notices, once; what closes a part of the configuration is a warning.
@@ -216,8 +240,10 @@ fn refused(rejection: Rejection) -> Rejected {
 
 impl xds_client::Handler for Handler {
     fn apply(&mut self, update: Update) -> Vec<Rejected> {
-        if update.type_url != type_url::WORKLOAD {
-            return self.apply_config(&update);
+        match update.type_url.as_str() {
+            type_url::WORKLOAD => {}
+            type_url::SECRET => return self.apply_secrets(&update),
+            _ => return self.apply_config(&update),
         }
         let Some(mesh) = &mut self.mesh else { return Vec::new() };
         let resources = update.resources.iter().map(|resource| (resource.name.as_str(), resource.body.as_ref()));
@@ -230,6 +256,7 @@ impl xds_client::Handler for Handler {
     fn wanted(&self, type_url: &str) -> Option<BTreeSet<String>> {
         match type_url {
             type_url::ENDPOINT => Some(self.endpoints_wanted.clone()),
+            type_url::SECRET => Some(self.secrets_wanted.clone()),
             type_url::EXTENSION => Some(self.extensions_wanted.values().flatten().cloned().collect()),
             _ => None,
         }

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use xds_model::spiffe::SpiffeId;
 use xds_model::wds::unmapped;
 
-use super::connector::CLIENT;
+use super::connector::{CLIENT, Client};
 
 const BACKLOG: i32 = 4096;
 
@@ -132,7 +132,9 @@ async fn tunnel(worker: Rc<Worker>, inbound: Inbound, drain: drain::Watch) {
         cookie: None,
     };
     match inbound.accept(HeaderMap::new()) {
-        Ok(tunnel) => CLIENT.scope(client, worker.engine.serve(tunnel, info, drain)).await,
+        Ok(tunnel) => {
+            CLIENT.scope(Client { address: client, destination }, worker.engine.serve(tunnel, info, drain)).await
+        }
         Err(error) => tracing::debug!(%client, %error, "client went away"),
     }
 }

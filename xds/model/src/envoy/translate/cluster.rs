@@ -66,6 +66,10 @@ fn service_cluster(message: &mut wire::Cluster, report: &mut Report) -> Refusabl
     if let Some(tls) = transport.tls.as_mut() {
         tls.auto_sni |= names.auto_sni;
         tls.auto_san |= names.auto_san;
+        // Where ALPN would decide between the versions of HTTP, this side has decided.
+        if http.version == UpstreamVersion::Auto {
+            tls.alpn = vec!["http/1.1".to_owned()];
+        }
     }
     Ok(Cluster {
         name: take(&mut message.name),
