@@ -4,6 +4,7 @@ mod bookinfo;
 mod mistakes;
 mod nothing_lost;
 mod probes;
+mod tls;
 mod tools;
 mod waypoints;
 
@@ -34,8 +35,16 @@ pub enum Scene {
 #[must_use]
 pub fn all() -> Vec<Scene> {
     let lab = scenes::ALL.into_iter().filter(scenes::Scene::on_clusters).map(Scene::Lab);
-    let own = [probes::SCENE, tools::SCENE, bookinfo::SCENE, waypoints::SCENE, mistakes::SCENE, nothing_lost::SCENE]
-        .map(Scene::Own);
+    let own = [
+        probes::SCENE,
+        tools::SCENE,
+        bookinfo::SCENE,
+        tls::SCENE,
+        waypoints::SCENE,
+        mistakes::SCENE,
+        nothing_lost::SCENE,
+    ]
+    .map(Scene::Own);
     lab.chain(own).collect()
 }
 
