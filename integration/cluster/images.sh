@@ -57,7 +57,8 @@ strata_images() {
   # image_of NAME ENTRYPOINT BINARY...
   image_of() {
     mapfile -t options < <(with_libraries "${@:2}")
-    image "strata.io/$1:dev" "${options[@]}" "${links[@]}" --entrypoint "/usr/local/bin/$2"
+    # The roots are for services outside that waypoints speak TLS to.
+    image "strata.io/$1:dev" "${options[@]}" "${links[@]}" --file /etc/ssl/certs/ca-certificates.crt:/etc/ssl/certs/ca-certificates.crt:644 --entrypoint "/usr/local/bin/$2"
   }
   links=(--file "$stripped/strata-cni:/usr/local/bin/strata-cni")
   image_of agent strata-agent strata

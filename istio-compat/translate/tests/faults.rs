@@ -232,3 +232,63 @@ spec: {clusterIP: 10.0.0.3, selector: {app: c}, ports: [{name: http, port: 80}]}
     );
     assert_fault(&output, "Service shop/c: metadata.labels[istio.io/use-waypoint]: no Gateway shop/typo");
 }
+
+/// A cluster's bytes as text, and whether it has endpoints.
+fn cluster(output: &MeshOutput, name: &str) -> (String, bool) {
+    let waypoint = &output.waypoints["shop/w"];
+    let text = String::from_utf8_lossy(&waypoint.clusters[name].value).into_owned();
+    (text, waypoint.endpoints.contains_key(name))
+}
+
+#[test]
+fn tls_that_cannot_be_spoken_closes_the_port_it_was_asked_for() {
+    const HTTP: &str = "inbound-vip|80|http|a.shop.svc.cluster.local";
+    const TCP: &str = "inbound-vip|90|tcp|a.shop.svc.cluster.local";
+    let policy = |validation: &str| {
+        output(&format!(
+            "
+apiVersion: gateway.networking.k8s.io/v1
+kind: BackendTLSPolicy
+metadata: {{name: p, namespace: shop}}
+spec: {{targetRefs: [{{group: \"\", kind: Service, name: a, sectionName: http}}], validation: {{hostname: a.example, {validation}}}}}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {{name: roots, namespace: shop}}
+data: {{ca.crt: THE-ROOTS}}
+"
+        ))
+    };
+    let roots = |kind: &str, name: &str| format!("caCertificateRefs: [{{group: \"\", kind: {kind}, name: {name}}}]");
+    let spoken = policy(&roots("ConfigMap", "roots"));
+    assert!(spoken.faults.iter().all(|fault| !fault.to_string().contains("BackendTLSPolicy")), "{:?}", spoken.faults);
+    let (http, open) = cluster(&spoken, HTTP);
+    assert!(open && http.contains("THE-ROOTS") && http.contains("a.example"), "{http}");
+    let (tcp, open) = cluster(&spoken, TCP);
+    assert!(open && !tcp.contains("UpstreamTlsContext"), "another port than the policy's: {tcp}");
+    for (refs, expected) in [
+        (roots("ConfigMap", "gone"), "no ConfigMap shop/gone with ca.crt is known"),
+        (roots("Secret", "roots"), "Secret roots: only ConfigMaps are read"),
+    ] {
+        let closed = policy(&refs);
+        assert_fault(&closed, &format!("BackendTLSPolicy shop/p: spec.validation.caCertificateRefs: {expected}"));
+        assert_eq!((cluster(&closed, HTTP).1, cluster(&closed, TCP).1), (false, true));
+    }
+
+    let rule = |tls: &str| {
+        output(&format!(
+            "
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: r, namespace: shop}}
+spec: {{host: a, trafficPolicy: {{tls: {tls}}}}}
+"
+        ))
+    };
+    let closed = rule("{mode: SIMPLE, credentialName: psp}");
+    assert_fault(&closed, "DestinationRule shop/r: spec.trafficPolicy.tls.credentialName: Secrets are not sent");
+    assert!(!cluster(&closed, HTTP).1);
+    let spoken = rule("{mode: SIMPLE, insecureSkipVerify: true, sni: x}");
+    let (http, open) = cluster(&spoken, HTTP);
+    assert!(open && http.contains("UpstreamTlsContext") && !http.contains("file-root"), "{http}");
+}

@@ -90,10 +90,19 @@ fn node(case: &str) {
 }
 
 fn waypoints(case: &str) {
+    governed_by(case, &[(SHOP, "waypoint-shop-waypoint"), (BANK, "waypoint-bank-payments-waypoint")]);
+}
+
+/// Where the other waypoint has a ServiceEntry, which we do not translate.
+fn waypoint_of_the_shop(case: &str) {
+    governed_by(case, &[(SHOP, "waypoint-shop-waypoint")]);
+}
+
+fn governed_by(case: &str, sets: &[(&str, &str)]) {
     let output = ours(case);
     let mut differences = Vec::new();
-    for (key, set) in [(SHOP, "waypoint-shop-waypoint"), (BANK, "waypoint-bank-payments-waypoint")] {
-        let waypoint = &output.waypoints[key];
+    for (key, set) in sets {
+        let waypoint = &output.waypoints[*key];
         let mut found = compare(case, set, "listeners", &waypoint.listeners);
         found.extend(compare(case, set, "clusters", &waypoint.clusters));
         found.extend(compare(case, set, "endpoints", &waypoint.endpoints));
@@ -126,6 +135,7 @@ cases! {
     tcp_routes_node "06" node;
     tcp_routes_waypoints "06" waypoints;
     destination_rules_waypoints "07" waypoints;
+    destination_rules_tls_waypoint_of_the_shop "08" waypoint_of_the_shop;
     l7_authorization_node "09" node;
     l7_authorization_waypoints "09" waypoints;
     external_authorization_waypoints "10" waypoints;
@@ -135,6 +145,7 @@ cases! {
     grpc_routes_waypoints "15" waypoints;
     gateway_tcp_routes_node "16" node;
     gateway_tcp_routes_waypoints "16" waypoints;
+    backend_tls_waypoints "17" waypoints;
     service_shapes_node "19" node;
     service_shapes_waypoints "19" waypoints;
     visibility_node "20" node;

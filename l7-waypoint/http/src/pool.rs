@@ -17,6 +17,7 @@ use xds_model::envoy::cluster::{Cluster, Endpoint};
 
 use crate::connector::Connector;
 use crate::io::Io;
+use crate::upstream::CompiledCluster;
 pub(crate) use h1::H1Lease;
 pub(crate) use h2::H2Lease;
 
@@ -78,29 +79,23 @@ impl HostPool {
         endpoint: Endpoint,
         key: Arc<str>,
         host: Option<Arc<str>>,
-        cluster: Arc<Cluster>,
+        shared: &CompiledCluster,
         connector: Rc<dyn Connector>,
-        breakers: Arc<Breakers>,
-        limits: Limits,
-        freed: Freed,
     ) -> Rc<Self> {
-        let (idle, h2, retired, peer) =
-            (RefCell::default(), h2::Connections::default(), Cell::new(false), RefCell::default());
-        let open = Rc::default();
         Rc::new(Self {
             endpoint,
-            cluster,
+            cluster: shared.config.clone(),
             key,
             host,
             connector,
-            breakers,
-            limits,
-            freed,
-            idle,
-            h2,
-            retired,
-            peer,
-            open,
+            breakers: shared.balancer.breakers().clone(),
+            limits: shared.balancer.spec().limits,
+            freed: shared.freed.clone(),
+            idle: RefCell::default(),
+            h2: h2::Connections::default(),
+            retired: Cell::new(false),
+            peer: RefCell::default(),
+            open: Rc::default(),
         })
     }
 

@@ -175,10 +175,7 @@ impl Upstream {
     }
 
     fn new_pool(&self, endpoint: Endpoint, key: Arc<str>, host: Option<Arc<str>>) -> Rc<HostPool> {
-        let shared = &self.shared;
-        let (breakers, limits) = (shared.balancer.breakers().clone(), shared.balancer.spec().limits);
-        let (config, freed) = (shared.config.clone(), shared.freed.clone());
-        HostPool::new(endpoint, key, host, config, self.connector.clone(), breakers, limits, freed)
+        HostPool::new(endpoint, key, host, &self.shared, self.connector.clone())
     }
 
     /// Closes connections idle for too long.

@@ -127,7 +127,8 @@ impl ServerCertVerifier for Verifier {
         // The name comes last in rustls' check: if it is what fails, the chain holds.
         match self.chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
             Err(Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. })) if !self.name => {}
-            other => drop(other?),
+            Err(error) => return Err(error),
+            Ok(_) => {}
         }
         self.check_subject(end_entity)?;
         Ok(ServerCertVerified::assertion())

@@ -1,5 +1,6 @@
 //! Clusters: the fixed ones of every waypoint, and those of services.
 mod fixed;
+mod upstream;
 
 use std::collections::BTreeSet;
 
@@ -115,17 +116,18 @@ impl Builder<'_, '_> {
         let label = if suffix.is_empty() { kind.to_owned() } else { format!("{kind}/{suffix}") };
         let passthrough = passthrough(&[(ORIGINAL_DST, false), ("istio", false)]);
         let mut built = self.service_cluster(service, port, &name, Some(&label), subset, rule);
-        built.transport_socket = Some(transport_socket(
-            "internal_upstream",
-            any(&internal::InternalUpstreamTransport {
-                passthrough_metadata: passthrough,
-                transport_socket: Some(raw_buffer("raw_buffer")),
-            }),
-        ));
         let policy = traffic_policy::effective(rule.policy.as_ref(), subset, port.number);
         if let (Some(policy), Some(object)) = (&policy, &rule.object) {
             traffic_policy::apply(self, &mut built, policy, object, port.protocol);
         }
+        let socket = self.upstream_socket(&mut built, service, port, policy.as_ref(), rule.object.as_ref());
+        built.transport_socket = Some(transport_socket(
+            "internal_upstream",
+            any(&internal::InternalUpstreamTransport {
+                passthrough_metadata: passthrough,
+                transport_socket: Some(socket),
+            }),
+        ));
         let labels = subset.map(|subset| subset.labels.clone()).unwrap_or_default();
         let wanted = Wanted {
             cluster: name,
@@ -136,11 +138,6 @@ impl Builder<'_, '_> {
             preference: self.preference(service, policy.as_ref()),
             nodes: self.nodes(service),
         };
-        if let Some(tls) = self.backend_tls(service) {
-            let reason = "TLS to the destination is not built here yet: the destination is closed";
-            self.error(&tls, "spec.validation", reason);
-            close(&mut built);
-        }
         // Without a virtual address there is nothing to balance over: the client chose the pod.
         if service.vips.is_empty() && !service.selector.is_empty() {
             as_original_dst(&mut built);
@@ -229,6 +226,13 @@ impl Builder<'_, '_> {
         let policy = traffic_policy::effective(rule.policy.as_ref(), subset, port.number);
         if let (Some(policy), Some(object)) = (&policy, &rule.object) {
             traffic_policy::apply(self, &mut built, policy, object, port.protocol);
+            if upstream::asks_for_tls(Some(policy)).is_some() {
+                // Its own waypoint speaks TLS to it, or nobody does.
+                let reason =
+                    "TLS is spoken by the waypoint of the service itself, not by another: the destination is closed";
+                self.error(object, "spec.trafficPolicy.tls", reason);
+                close(&mut built);
+            }
         }
         let labels = subset.map(|subset| subset.labels.clone()).unwrap_or_default();
         let wanted = Wanted {
@@ -242,15 +246,6 @@ impl Builder<'_, '_> {
         };
         let discovered = built.eds_cluster_config.is_some();
         Some((built, discovered.then(|| assignment(self.mesh, &wanted))))
-    }
-
-    /// The policy that asks for TLS to a service, if there is one.
-    fn backend_tls(&self, service: &Service) -> Option<ObjectKey> {
-        let mut policies = self.mesh.objects.backend_tls_policies_in(&service.namespace);
-        let found = policies.find(|policy| {
-            policy.spec.target_refs.iter().any(|target| target.kind == "Service" && target.name == service.name)
-        })?;
-        Some(ObjectKey::new(Kind::BackendTLSPolicy, service.namespace.as_str(), found.name()))
     }
 
     /// The pods of this waypoint.

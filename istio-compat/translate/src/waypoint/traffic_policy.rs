@@ -2,7 +2,7 @@
 use compat_objects::ObjectKey;
 use compat_objects::istio::{
     ConnectionPoolSettings, ConsistentHashLb, H2UpgradePolicy, LoadBalancerSettings, OutlierDetection, SimpleLb,
-    Subset, TlsMode, TrafficPolicy, WarmupConfiguration,
+    Subset, TrafficPolicy, WarmupConfiguration,
 };
 
 use super::{Builder, clusters};
@@ -74,17 +74,8 @@ pub(crate) fn apply(
             });
         }
     }
-    if policy.tls.as_ref().is_some_and(|tls| matches!(tls.mode, TlsMode::Simple | TlsMode::Mutual)) {
-        // Going on in plaintext would quietly drop what was asked for.
-        let reason = "TLS to the destination is not built here yet: the destination is closed";
-        builder.error(object, "spec.trafficPolicy.tls", reason);
-        clusters::close(built);
-    }
     if policy.tunnel.is_some() {
         builder.warning(object, "spec.trafficPolicy.tunnel", "is not supported at waypoints and is ignored");
-    }
-    if policy.proxy_protocol.is_some() {
-        builder.warning(object, "spec.trafficPolicy.proxyProtocol", "is not built here yet and is ignored");
     }
 }
 

@@ -252,7 +252,7 @@ const COMPANIONS: [(&str, &str, &[&str]); 41] = [
     ),
     ("spec.trafficPolicy.loadBalancer.warmup", r#"{"trafficPolicy":{"loadBalancer":{"simple":"ROUND_ROBIN"}}}"#, &[]),
 ];
-const MORE_COMPANIONS: [(&str, &str, &[&str]); 29] = [
+const MORE_COMPANIONS: [(&str, &str, &[&str]); 30] = [
     (
         "spec.trafficPolicy.loadBalancer.warmup.",
         r#"{"trafficPolicy":{"loadBalancer":{"warmup":{"duration":"9s"}}}}"#,
@@ -284,6 +284,7 @@ const MORE_COMPANIONS: [(&str, &str, &[&str]); 29] = [
         &[],
     ),
     ("spec.trafficPolicy.tls.", r#"{"trafficPolicy":{"tls":{"mode":"SIMPLE"}}}"#, &[]),
+    ("spec.trafficPolicy.tls.mode", r#"{"trafficPolicy":{"tls":{"mode":"DISABLE"}}}"#, &[]),
     ("spec.trafficPolicy.tunnel.", r#"{"trafficPolicy":{"tunnel":{"targetHost":"y.example","targetPort":443}}}"#, &[]),
     (
         "spec.trafficPolicy.tls.clientCertificate",

@@ -12,11 +12,18 @@ pub(crate) const DIFFERENCES: &[(&str, &str, &str)] = &[
         "outbound|9000||authz.outside.svc.cluster.local: only istiod's",
         "istiod sends clusters of every extension provider, we those that are used",
     ),
+    ("08", "ServiceEntry/bank/psp/psp.example: only istiod's", "ServiceEntries are not translated"),
     (
-        "07",
-        "transport_socket.typed_config.transport_socket",
-        "PROXY protocol upstream is not built; the policy has a warning",
+        "17",
+        "filter_metadata.istio.config: ours null",
+        "istiod names the DestinationRule it made of the BackendTLSPolicy",
     ),
+    (
+        "17",
+        "common_tls_context.combined_validation_context: ours null",
+        "istiod sends the ConfigMap's roots by name, we in place",
+    ),
+    ("17", "common_tls_context.validation_context: ours", "istiod sends the ConfigMap's roots by name, we in place"),
     (
         "14",
         "outbound|9901||payments.bank",

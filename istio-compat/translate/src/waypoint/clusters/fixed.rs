@@ -2,6 +2,8 @@
 use super::super::Builder;
 use super::super::endpoints::ORIGINAL_DST;
 use super::HTTP_OPTIONS;
+use prost::Message;
+
 use crate::pb::{
     self, Any, any, boolv, cluster, core, endpoint, ext, internal_address, raw_buffer, seconds, transport_socket, u32v,
 };
@@ -180,6 +182,15 @@ pub(crate) fn set_http_options(built: &mut cluster::Cluster, options: &upstream:
     built.typed_extension_protocol_options.insert(HTTP_OPTIONS.to_owned(), any(options));
 }
 
+/// Adds options of HTTP towards upstreams to those there are; without any, HTTP/1.1 is spoken.
+pub(super) fn set_upstream_options(built: &mut cluster::Cluster, names: core::UpstreamHttpProtocolOptions) {
+    let there = built.typed_extension_protocol_options.get(HTTP_OPTIONS);
+    let mut options: upstream::HttpProtocolOptions =
+        there.and_then(|options| Message::decode(options.value.as_slice()).ok()).unwrap_or_else(http1);
+    options.upstream_http_protocol_options = Some(names);
+    set_http_options(built, &options);
+}
+
 fn upstream_tls(identities: &[&str]) -> tls::UpstreamTlsContext {
     tls::UpstreamTlsContext { common_tls_context: Some(mesh_tls(identities)), ..Default::default() }
 }
@@ -215,7 +226,17 @@ pub(crate) fn mesh_tls(identities: &[&str]) -> tls::CommonTlsContext {
     }
 }
 
+/// The mesh's own certificate or roots: waited for.
 fn secret(name: &str) -> tls::SdsSecretConfig {
+    sds(name, seconds(0))
+}
+
+/// Key material in the waypoint's own files.
+pub(super) fn sds_files(name: &str) -> tls::SdsSecretConfig {
+    sds(name, None)
+}
+
+fn sds(name: &str, initial_fetch_timeout: Option<pb::Duration>) -> tls::SdsSecretConfig {
     let grpc = core::GrpcService {
         target_specifier: Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(core::grpc_service::EnvoyGrpc {
             cluster_name: "sds-grpc".into(),
@@ -233,7 +254,7 @@ fn secret(name: &str) -> tls::SdsSecretConfig {
     tls::SdsSecretConfig {
         name: name.to_owned(),
         sds_config: Some(core::ConfigSource {
-            initial_fetch_timeout: seconds(0),
+            initial_fetch_timeout,
             resource_api_version: core::ApiVersion::V3 as i32,
             config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::ApiConfigSource(source)),
             ..Default::default()
