@@ -18,6 +18,7 @@ fault() { echo "chart: $*" >&2; wrong=1; }
 render() { "$HELM" template strata "$1" -n istio-system --kube-version "$KUBE_VERSION" "${@:3}" > "$2"; }
 ALL_ON=(--set k8sServiceHost=10.99.0.1,k8sServicePort=7443,monitoring.podMonitor.enabled=true,monitoring.dashboards.enabled=true
   --set resourceQuota.enabled=true,log.format=json,mesh.network=n1 --set 'imagePullSecrets={pull}')
+OUTSIDE=(--set 'outside.masqueradeExcept={192.0.2.0/24,2001:db8::/32}')
 
 for profile in "$CHART"/profiles/*.yaml; do
   name=$(basename "$profile" .yaml)
@@ -25,7 +26,7 @@ for profile in "$CHART"/profiles/*.yaml; do
   render "$CHART" "$OUT/$name.yaml" -f "$profile" || fault "profile $name does not render"
   render "$CHART" "$OUT/$name-all.yaml" -f "$profile" "${ALL_ON[@]}" || fault "profile $name does not render with everything on"
 done
-render "$CHART" "$OUT/crl-all.yaml" "${ALL_ON[@]}" --set mesh.crl.enabled=true,mesh.shortcut=off
+render "$CHART" "$OUT/crl-all.yaml" "${ALL_ON[@]}" "${OUTSIDE[@]}" --set mesh.crl.enabled=true,mesh.shortcut=off
 # Only the chart's own version differs: no pod may be replaced for it.
 cp -r "$CHART" "$OUT/next"; sed -i 's/^version: .*/version: 99.0.0/' "$OUT/next/Chart.yaml"
 render "$CHART" "$OUT/before"; render "$OUT/next" "$OUT/after"
@@ -55,6 +56,9 @@ refused "agent.updateStrategy.maxUnavailable is 0" --set agent.updateStrategy.ma
 refused "agent.adminPort and agent.metricsPort are both 9965" --set agent.adminPort=9965
 refused "additional properties 'agnet' not allowed" --set agnet.metricsPort=1
 refused "/cni/mode" --set cni.mode=bridge
+refused "outside.masquerade is true and cni.mode is chained" --set cni.mode=chained
+refused "outside.masqueradeExcept is given and outside.masquerade is false" --set 'outside.masquerade=false,outside.masqueradeExcept={192.0.2.0/24}'
+refused "/outside/masqueradeExcept/0" --set 'outside.masqueradeExcept={everywhere}'
 refused "/mesh/shortcut" --set mesh.shortcut=maybe
 refused "/agent/metricsPort" --set agent.metricsPort=70000
 refused "/cni/confDir" --set cni.confDir=etc/cni

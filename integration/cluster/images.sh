@@ -61,7 +61,9 @@ strata_images() {
     image "strata.io/$1:dev" "${options[@]}" "${links[@]}" --file /etc/ssl/certs/ca-certificates.crt:/etc/ssl/certs/ca-certificates.crt:644 --entrypoint "/usr/local/bin/$2"
   }
   links=(--file "$stripped/strata-cni:/usr/local/bin/strata-cni")
-  image_of agent strata-agent strata
+  # What the agent keeps its table `inet strata` by.
+  cp -u /usr/sbin/nft "$stripped/nft"
+  image_of agent strata-agent strata nft
   # `kubectl exec POD -- pilot-agent request GET config_dump`, as people do with Istio's image.
   links=(--link strata-proxy:/usr/local/bin/pilot-agent)
   image_of proxy strata-proxy

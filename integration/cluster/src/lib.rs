@@ -15,7 +15,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
-use strata_lab::{Capture, Ground, LabError, Result, Running};
+use strata_lab::{Call, Capture, Ground, LabError, Result, Running};
 
 use edits::Edits;
 pub use kubectl::{Kubectl, output};
@@ -25,6 +25,8 @@ use world::World;
 pub const SYSTEM: &str = "istio-system";
 /// Device all nodes hang on.
 const BRIDGE: &str = "strata0";
+/// Address of this machine on it (integration/cluster/env.sh).
+pub const MACHINE: &str = "10.99.0.1";
 /// For pods to become ready: images are there, nothing is pulled.
 const PODS: Duration = Duration::from_secs(90);
 
@@ -128,6 +130,15 @@ impl Cluster {
         let (part, node) = process.split_once('-').unwrap_or((process, ""));
         let agent = self.agent(node)?;
         self.kubectl.exec(SYSTEM, &agent, &["strata", "--run-dir", "/run/strata", "get", part, path])
+    }
+
+    /// `strata-echo call` from outside the cluster, arguments separated by blanks.
+    ///
+    /// # Errors
+    /// If it cannot be run.
+    pub fn call_from_outside(&self, arguments: &str) -> Result<Call> {
+        let words: Vec<&str> = arguments.split_whitespace().collect();
+        serde_json::from_str(&self.world.call(&words)?).map_err(LabError::other)
     }
 
     /// Where `make cluster` keeps binaries, modules and state.

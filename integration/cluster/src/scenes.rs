@@ -3,6 +3,7 @@ mod act;
 mod bookinfo;
 mod mistakes;
 mod nothing_lost;
+mod outside;
 mod probes;
 mod tls;
 mod tools;
@@ -40,6 +41,7 @@ pub fn all() -> Vec<Scene> {
         tools::SCENE,
         bookinfo::SCENE,
         tls::SCENE,
+        outside::SCENE,
         waypoints::SCENE,
         mistakes::SCENE,
         nothing_lost::SCENE,

@@ -44,6 +44,13 @@ impl World {
         Ok(())
     }
 
+    /// `strata-echo call` from outside the cluster.
+    pub(crate) fn call(&self, args: &[&str]) -> Result<String> {
+        let mut command = Command::new(&self.echo);
+        command.arg("call").args(args);
+        output(command, "strata-echo call", None)
+    }
+
     pub(crate) fn token(&self, args: &[&str]) -> Result<String> {
         let mut command = Command::new(&self.echo);
         command.args([&["token", "--keys", &self.keys], args].concat());

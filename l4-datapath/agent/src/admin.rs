@@ -40,6 +40,7 @@ impl Agent {
                 "faults": faults.map(ToString::to_string).collect::<Vec<_>>(),
                 "node_problems": self.facts.problems,
             },
+            "edge": self.edge.status(),
             "proxy": self.proxy.as_ref().map(|proxy| json!({"connected": true, "pid": proxy.pid})),
             "pods": self.pods.values().map(pod_status).collect::<Vec<_>>(),
             "orphans": self.orphans.iter().map(|pod| json!({"attachment": pod.attachment.to_string(), "uid": pod.pod.uid, "addresses": pod.addresses().collect::<Vec<_>>()})).collect::<Vec<_>>(),

@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::arrivals::Arrival;
 use crate::derive::Derived;
+use crate::edge::EdgeState;
 use crate::enrolment::Phase;
 use crate::flows::Reporter;
 use crate::handoff::{Outgoing, ProxyEvent};
@@ -138,6 +139,7 @@ pub(crate) struct Parts {
     pub(crate) uplink: Option<(u32, u32)>,
     pub(crate) installation: Option<Installation>,
     pub(crate) cni_results_dir: Option<PathBuf>,
+    pub(crate) edge: EdgeState,
 }
 
 /// See the module.
@@ -163,6 +165,8 @@ pub(crate) struct Agent {
     pub(crate) installation: Option<Installation>,
     /// Where the runtime's CNI library keeps results.
     pub(crate) cni_results_dir: Option<PathBuf>,
+    /// Between the cluster and the outside.
+    pub(crate) edge: EdgeState,
     /// Why the plugin is not there, as logged last.
     install_problem: Option<String>,
     pub(crate) own_netns: NetnsId,
@@ -220,6 +224,7 @@ impl Agent {
             uplink: parts.uplink,
             installation: parts.installation,
             cni_results_dir: parts.cni_results_dir,
+            edge: parts.edge,
             install_problem: None,
             own_netns: l4_netns::id_of(std::os::fd::AsFd::as_fd(&own))?,
             ipam: Ipam::new(registry.positions),
@@ -307,6 +312,7 @@ impl Agent {
         if self.ticks.is_multiple_of(VERIFY_EVERY) {
             self.forget_gone_proxies(false);
             self.routes_in_place = None;
+            self.verify_edge().await;
             match self.tables.refresh(self.datapath.maps()) {
                 Ok(()) => self.reconcile_and_report().await,
                 Err(error) => tracing::error!(%error, "maps could not be read back"),

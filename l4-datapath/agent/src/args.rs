@@ -5,7 +5,9 @@ use std::str::FromStr;
 
 use anyhow::Context;
 use clap::Parser;
+use ipnet::IpNet;
 
+use crate::edge::Wanted;
 use crate::install::Installation;
 
 /// The node agent of Strata's lower layer: CNI, addresses, routes, services, network policy and socket capture,
@@ -61,6 +63,17 @@ pub(crate) struct Args {
     /// another CNI plugin connected before this agent came are taken over
     #[arg(long, value_name = "DIR")]
     pub(crate) cni_results_dir: Option<PathBuf>,
+    /// What pods send to addresses outside the cluster leaves by the node's address (needs the program nft). Without it
+    /// the network outside must know the way back to pods
+    #[arg(long)]
+    pub(crate) masquerade: bool,
+    /// Address ranges outside the cluster that know the way back to pods
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', requires = "masquerade")]
+    pub(crate) masquerade_except: Vec<IpNet>,
+    /// Serve node ports, hostPorts, external addresses and load balancers' addresses to callers outside the cluster
+    /// (needs the program nft). Callers inside use them either way
+    #[arg(long)]
+    pub(crate) node_ports: bool,
     /// Device that leads to the other nodes; default: the one the kernel's routing table says
     #[arg(long, value_name = "IFACE")]
     pub(crate) uplink: Option<String>,
@@ -112,6 +125,12 @@ impl FromStr for Named {
 }
 
 impl Args {
+    /// What is to be done between the cluster and the outside.
+    pub(crate) fn edge(&self) -> Wanted {
+        let except = self.masquerade_except.iter().map(IpNet::trunc).collect();
+        Wanted { masquerade: self.masquerade, except, node_ports: self.node_ports }
+    }
+
     /// The node's name; empty only with `--remove-daemonset`.
     pub(crate) fn node(&self) -> &str {
         self.node_name.as_deref().unwrap_or_default()

@@ -9,7 +9,7 @@ use l4_policy::IdentityAllocator;
 
 /// Kinds that policy is made of.
 const OF_POLICY: [Kind; 4] = [Kind::Pod, Kind::Namespace, Kind::NetworkPolicy, Kind::Node];
-/// Kinds that services are made of, besides this node's zone and its pods' addresses.
+/// Kinds that services are made of, besides this node's zone, its pods' addresses and ports, and the nodes' addresses.
 const OF_SERVICES: [Kind; 2] = [Kind::Service, Kind::EndpointSlice];
 
 /// What one compilation was made of and gave.
@@ -18,6 +18,8 @@ pub(crate) struct Output {
     objects: ObjectSet,
     /// Addresses of the pods of this node.
     local: BTreeSet<IpAddr>,
+    /// Addresses of all nodes.
+    nodes: BTreeSet<IpAddr>,
     pub(crate) policy: Arc<l4_policy::Compiled>,
     pub(crate) services: Arc<l4_lb::Compiled>,
     pub(crate) allocator: Arc<IdentityAllocator>,
@@ -57,18 +59,23 @@ impl Compiler {
                 (Arc::new(policy), Arc::new(allocator))
             }
         };
+        let nodes = match &self.last {
+            Some(last) if same(last, &[Kind::Node]) => last.nodes.clone(),
+            _ => l4_lb::node_addresses(objects),
+        };
         let own = |objects: &ObjectSet| objects.node("", &self.node).cloned();
         let services = match &self.last {
             Some(last)
                 if same(last, &OF_SERVICES)
                     && last.local == local
+                    && last.nodes == nodes
                     && same_node(own(&last.objects).as_ref(), own(objects).as_ref()) =>
             {
                 last.services.clone()
             }
             _ => Arc::new(l4_lb::compile(objects, &self.node, &mut self.sets)),
         };
-        let output = Output { objects: objects.clone(), local, policy, services, allocator };
+        let output = Output { objects: objects.clone(), local, nodes, policy, services, allocator };
         self.last = Some(output.clone());
         Ok(output)
     }

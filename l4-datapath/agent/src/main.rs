@@ -9,6 +9,7 @@ mod cni;
 mod cni_results;
 mod compile;
 mod derive;
+mod edge;
 mod enrolment;
 mod flows;
 mod handoff;
@@ -44,6 +45,7 @@ use tokio::sync::mpsc;
 
 use crate::agent::{Agent, Parts, Source};
 use crate::args::Args;
+use crate::edge::EdgeState;
 use crate::flows::Reporter;
 use crate::metrics::AgentMetrics;
 use crate::state::StateDir;
@@ -154,5 +156,6 @@ async fn parts(
         uplink,
         installation: args.installation()?,
         cni_results_dir: args.cni_results_dir.clone(),
+        edge: EdgeState::new(args.edge()),
     })
 }

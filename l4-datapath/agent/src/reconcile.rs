@@ -19,6 +19,7 @@ impl Agent {
         self.take_over_orphans().await;
         self.announce_held_back().await;
         self.sync_routes().await;
+        self.sync_edge().await;
         self.sync_mesh().await;
         self.write_status();
     }

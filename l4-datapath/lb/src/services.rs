@@ -2,12 +2,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use compat_objects::core::{Service as Object, ServicePort, ServiceSpec};
+use compat_objects::core::{Node, Service as Object, ServicePort, ServiceSpec};
 use compat_objects::{Fault, HasMeta as _, Kind, ObjectKey, ObjectSet};
 use strata_abi::{Addr, Backend, BackendKey, Service, ServiceKey, proto};
 
 use crate::BackendSets;
 use crate::endpoints::Endpoints;
+use crate::outside::{Outside, Published, outside};
+
+/// Entries that node ports may take for callers inside the cluster. With more nodes and ports only the own node's
+/// addresses get them.
+const NODE_PORT_ENTRIES: usize = 16_384;
 
 /// Kubernetes' default of `sessionAffinityConfig.clientIP.timeoutSeconds`.
 const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
@@ -20,6 +25,8 @@ pub struct Compiled {
     pub backends: BTreeMap<BackendKey, Backend>,
     /// `namespace/name:port` for each key of `services` (`namespace/name` for markers).
     pub names: BTreeMap<ServiceKey, String>,
+    /// What callers outside the cluster reach on this node.
+    pub outside: BTreeMap<Published, Outside>,
     /// Services or ports left out, and why.
     pub faults: Vec<Fault>,
 }
@@ -27,18 +34,45 @@ pub struct Compiled {
 /// Compiles what `node` needs. `sets` is kept by the caller from one compilation to the next.
 pub fn compile(objects: &ObjectSet, node: &str, sets: &mut BackendSets) -> Compiled {
     let endpoints = Endpoints::new(objects, node);
-    let mut compiler = Compiler { objects, endpoints, sets, compiled: Compiled::default(), owners: BTreeMap::new() };
+    let nodes = nodes_with_ports(objects, node);
+    let compiled = Compiled::default();
+    let mut compiler = Compiler { objects, endpoints, nodes, sets, compiled, owners: BTreeMap::new() };
     for service in objects.services() {
         compiler.service(service);
     }
     let used: BTreeSet<u32> = compiler.compiled.services.values().map(|service| service.backend_set).collect();
     compiler.sets.retain(&used);
+    let (outside, faults) = outside(objects, node, &compiler.endpoints);
+    compiler.compiled.outside = outside;
+    compiler.compiled.faults.extend(faults);
     compiler.compiled
+}
+
+/// The addresses of all nodes (`InternalIP`); node ports are served on each.
+pub fn node_addresses(objects: &ObjectSet) -> BTreeSet<IpAddr> {
+    objects.nodes().flat_map(|node| addresses_of(node)).collect()
+}
+
+fn addresses_of(node: &Node) -> impl Iterator<Item = IpAddr> {
+    let all = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
+    all.filter(|address| address.type_ == "InternalIP").filter_map(|address| address.address.parse().ok())
+}
+
+fn nodes_with_ports(objects: &ObjectSet, node: &str) -> BTreeSet<IpAddr> {
+    let ports = objects.services().filter_map(|service| service.spec.as_ref()).flat_map(|spec| spec.ports.iter());
+    let ports = ports.flatten().filter(|port| port.node_port.is_some()).count();
+    let all = node_addresses(objects);
+    if all.len() * ports <= NODE_PORT_ENTRIES {
+        return all;
+    }
+    objects.node("", node).into_iter().flat_map(|node| addresses_of(node)).collect()
 }
 
 struct Compiler<'a, 's> {
     objects: &'a ObjectSet,
     endpoints: Endpoints<'a>,
+    /// Addresses that node ports are served on.
+    nodes: BTreeSet<IpAddr>,
     sets: &'s mut BackendSets,
     compiled: Compiled,
     /// Which service has an address, to tell two services apart that claim the same.
@@ -61,6 +95,7 @@ impl Compiler<'_, '_> {
             return;
         }
         let fronts = self.fronts(service, spec);
+        let families: BTreeSet<bool> = fronts.iter().map(|front| front.address.is_ipv6()).collect();
         let affinity_seconds = affinity_seconds(spec);
         let label = format!("{}/{}", service.namespace(), service.name());
         for front in &fronts {
@@ -72,19 +107,52 @@ impl Compiler<'_, '_> {
             for (i, port) in spec.ports.iter().flatten().enumerate() {
                 let field = format!("spec.ports[{i}]");
                 let Some((number, protocol)) = self.port(service, port, &field) else { continue };
-                let backends = self.endpoints.backends(service, port, front.address.is_ipv6(), front.local_only);
-                let backend_set = self.publish(&backends);
-                // A set that large cannot exist: the input's objects would not fit into memory.
-                let backend_count = u32::try_from(backends.len()).unwrap_or(u32::MAX);
-                let value = Service { backend_set, backend_count, affinity_seconds, flags: 0 };
+                let value = self.balanced(service, port, front.address.is_ipv6(), front.local_only, affinity_seconds);
                 let key = ServiceKey { addr, port: number, proto: protocol, _pad: 0 };
-                let name = match port.name.as_deref() {
-                    Some(name) if !name.is_empty() => format!("{label}:{name}"),
-                    _ => format!("{label}:{number}"),
-                };
-                self.insert(service, &field, key, value, name);
+                self.insert(service, &field, key, value, port_name(service, port));
             }
         }
+        for (i, port) in spec.ports.iter().flatten().enumerate() {
+            self.node_port(service, port, &format!("spec.ports[{i}]"), &families, affinity_seconds);
+        }
+    }
+
+    /// A node port for callers inside the cluster. Whom a connection goes to is decided at its beginning, so it takes
+    /// no detour by the node it names, and `externalTrafficPolicy` has nothing to say (KEP-3685).
+    fn node_port(
+        &mut self,
+        service: &Object,
+        port: &ServicePort,
+        field: &str,
+        families: &BTreeSet<bool>,
+        affinity_seconds: u32,
+    ) {
+        let number = port.node_port.and_then(|number| u16::try_from(number).ok()).filter(|number| *number != 0);
+        let Some(number) = number else { return };
+        let Some((_, protocol)) = self.port(service, port, field) else { return };
+        for v6 in families {
+            let value = self.balanced(service, port, *v6, false, affinity_seconds);
+            let nodes: Vec<IpAddr> = self.nodes.iter().copied().filter(|node| node.is_ipv6() == *v6).collect();
+            for node in nodes {
+                let key = ServiceKey { addr: node.into(), port: number, proto: protocol, _pad: 0 };
+                self.insert(service, &format!("{field}.nodePort"), key, value, port_name(service, port));
+            }
+        }
+    }
+
+    fn balanced(
+        &mut self,
+        service: &Object,
+        port: &ServicePort,
+        v6: bool,
+        local_only: bool,
+        affinity_seconds: u32,
+    ) -> Service {
+        let backends = self.endpoints.backends(service, port, v6, local_only);
+        let backend_set = self.publish(&backends);
+        // A set that large cannot exist: the input's objects would not fit into memory.
+        let backend_count = u32::try_from(backends.len()).unwrap_or(u32::MAX);
+        Service { backend_set, backend_count, affinity_seconds, flags: 0 }
     }
 
     fn fronts(&mut self, service: &Object, spec: &ServiceSpec) -> Vec<Front> {
@@ -168,7 +236,16 @@ impl Compiler<'_, '_> {
     }
 }
 
-fn affinity_seconds(spec: &ServiceSpec) -> u32 {
+/// `namespace/name:port`.
+pub(crate) fn port_name(service: &Object, port: &ServicePort) -> String {
+    let label = format!("{}/{}", service.namespace(), service.name());
+    match port.name.as_deref() {
+        Some(name) if !name.is_empty() => format!("{label}:{name}"),
+        _ => format!("{label}:{}", port.port),
+    }
+}
+
+pub(crate) fn affinity_seconds(spec: &ServiceSpec) -> u32 {
     if spec.session_affinity.as_deref() != Some("ClientIP") {
         return 0;
     }

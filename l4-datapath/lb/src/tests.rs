@@ -301,3 +301,122 @@ proptest! {
         }
     }
 }
+
+const NODES: &str = r#"---
+apiVersion: v1
+kind: Node
+metadata: {name: node-a}
+status: {addresses: [{type: InternalIP, address: 192.0.2.11}, {type: InternalIP, address: "2001:db8::11"}, {type: Hostname, address: node-a}]}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: node-b}
+status: {addresses: [{type: InternalIP, address: 192.0.2.12}]}
+"#;
+
+/// The shop with a node port, and something else changed.
+fn published(from: &str, to: &str, more: &str) -> Compiled {
+    let yaml = SHOP.replace("targetPort: 8080}", "targetPort: 8080, nodePort: 30080}");
+    let yaml = yaml.replace("  sessionAffinity", "  type: LoadBalancer\n  sessionAffinity");
+    assert!(yaml.contains(from), "{from}");
+    compile(&objects(&format!("{}{NODES}{more}", yaml.replace(from, to))), "node-a", &mut BackendSets::default())
+}
+
+/// `address:port -> backends`, with what restricts it.
+fn shown(compiled: &Compiled) -> Vec<String> {
+    let line = |(at, outside): (&Published, &Outside)| {
+        let place = at.address.map_or(if at.v6 { "[*]".to_owned() } else { "*".to_owned() }, |ip| ip.to_string());
+        let backends: Vec<_> = outside.backends.iter().map(ToString::to_string).collect();
+        let sources: Vec<_> = outside.sources.iter().map(|range| format!(" from {range}")).collect();
+        format!("{place}:{}/{} -> {}{}", at.port, at.proto, backends.join(","), sources.join(""))
+    };
+    compiled.outside.iter().map(line).collect()
+}
+
+#[test]
+fn a_node_port_is_served_on_every_node_for_callers_inside() {
+    let compiled = published("kind", "kind", "");
+    for (node, wanted) in
+        [("192.0.2.11", "10.0.0.1:8080*"), ("192.0.2.12", "10.0.0.1:8080*"), ("2001:db8::11", "fd00::1:8080*")]
+    {
+        assert_eq!(backends(&compiled, &key(node, 30080, proto::TCP))[0], wanted);
+        assert_eq!(compiled.names[&key(node, 30080, proto::TCP)], "shop/web:http");
+    }
+    // Other ports of the node are nobody's but the node's.
+    assert!(!compiled.services.contains_key(&key("192.0.2.11", 0, 0)));
+    assert_eq!(compiled.faults, vec![]);
+}
+
+#[test]
+fn callers_outside_reach_what_is_published_and_has_somebody_to_answer() {
+    let compiled = published("kind", "kind", "");
+    let everywhere = [
+        "*:30080/6 -> 10.0.0.1:8080,10.0.0.2:8080",
+        "[*]:30080/6 -> [fd00::1]:8080",
+        "192.0.2.1:80/6 -> 10.0.0.1:8080,10.0.0.2:8080",
+        "192.0.2.1:53/17 -> 10.0.0.1:5353,10.0.0.2:5353",
+    ];
+    assert_eq!(shown(&compiled), everywhere);
+    assert!(compiled.outside.values().all(|outside| outside.sticky && outside.name.starts_with("shop/web:")));
+    let local = published("spec:\n", "spec:\n  externalTrafficPolicy: Local\n", "");
+    assert_eq!(shown(&local)[0], "*:30080/6 -> 10.0.0.1:8080");
+    // Nobody of this node: nobody listens.
+    let elsewhere = published("nodeName: node-a, conditions", "nodeName: node-b, conditions", "");
+    assert_eq!(shown(&elsewhere).len(), 4);
+    let local = published("spec:\n", "spec:\n  externalTrafficPolicy: Local\n", "").outside.len();
+    assert_eq!(local, 4);
+}
+
+#[test]
+fn a_load_balancers_address_lets_in_whom_its_ranges_name() {
+    let with = |ranges: &str| {
+        let spec = format!(
+            "status: {{loadBalancer: {{ingress: [{{ip: 198.51.100.7}}]}}}}\nspec:\n  loadBalancerSourceRanges: {ranges}\n"
+        );
+        let compiled = published("spec:\n", &spec, "");
+        let line = shown(&compiled).into_iter().find(|line| line.starts_with("198.51.100.7:80"));
+        (line, compiled.faults.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    let (line, faults) = with("[203.0.113.0/24, \"2001:db8::/32\"]");
+    assert_eq!(line.unwrap(), "198.51.100.7:80/6 -> 10.0.0.1:8080,10.0.0.2:8080 from 203.0.113.0/24");
+    assert_eq!(faults, Vec::<String>::new());
+    // Ranges of the other family alone, and ranges that are none, let nobody in.
+    assert_eq!(with("[\"2001:db8::/32\"]").0, None);
+    let (line, faults) = with("[everywhere]");
+    assert_eq!(line, None);
+    assert!(
+        faults[0].contains("Service shop/web: spec.loadBalancerSourceRanges") && faults[0].contains("nobody"),
+        "{faults:?}"
+    );
+}
+
+#[test]
+fn host_ports_lead_to_this_nodes_pods_and_the_first_to_claim_one_keeps_it() {
+    let pod = |name: &str, node: &str, spec: &str, status: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{nodeName: {node}, {spec}}}\nstatus: {{podIPs: [{{ip: 10.0.0.9}}, {{ip: \"fd00::9\"}}]{status}}}\n"
+        )
+    };
+    let ports = |port: &str| format!("containers: [{{name: c, ports: [{{containerPort: 53, {port}}}]}}]");
+    let compiled =
+        |pods: &str| compile(&objects(pods.trim_start_matches("---\n")), "node-a", &mut BackendSets::default());
+    let one = compiled(&pod("a", "node-a", &ports("hostPort: 53, protocol: UDP"), ""));
+    assert_eq!(shown(&one), ["*:53/17 -> 10.0.0.9:53", "[*]:53/17 -> [fd00::9]:53"]);
+    let bound = compiled(&pod("a", "node-a", &ports("hostPort: 53, hostIP: 192.0.2.11"), ""));
+    assert_eq!(shown(&bound), ["192.0.2.11:53/6 -> 10.0.0.9:53"]);
+    for other in [
+        pod("a", "node-b", &ports("hostPort: 53"), ""),
+        pod("a", "node-a", &ports("name: dns"), ""),
+        pod("a", "node-a", &format!("hostNetwork: true, {}", ports("hostPort: 53")), ""),
+        pod("a", "node-a", &ports("hostPort: 53"), ", phase: Succeeded"),
+    ] {
+        assert_eq!(shown(&compiled(&other)), Vec::<String>::new(), "{other}");
+    }
+    let two =
+        format!("{}{}", pod("a", "node-a", &ports("hostPort: 53"), ""), pod("b", "node-a", &ports("hostPort: 53"), ""));
+    let faults: Vec<String> = compiled(&two).faults.iter().map(ToString::to_string).collect();
+    assert!(
+        faults.iter().any(|fault| fault.contains("Pod shop/b") && fault.contains("shop/a has port 53 already")),
+        "{faults:?}"
+    );
+}

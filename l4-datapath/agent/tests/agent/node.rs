@@ -16,7 +16,7 @@ static CLEAN: Once = Once::new();
 const CGROUP: &str = "/sys/fs/cgroup/unified";
 
 /// Everything of this test run carries its process id, so that what a crashed run left can be told apart.
-fn unique(name: &str) -> String {
+pub(crate) fn unique(name: &str) -> String {
     format!("bt{}-{}-{name}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
@@ -56,6 +56,7 @@ pub(crate) struct Node {
     bpffs: PathBuf,
     cgroup: PathBuf,
     agent: Option<Child>,
+    flags: Vec<String>,
 }
 
 impl Node {
@@ -118,6 +119,7 @@ impl Node {
             netns,
             cgroup,
             agent: None,
+            flags: Vec::new(),
         };
         std::fs::create_dir_all(node.objects()).expect("folder");
         std::fs::create_dir_all(node.cni_results()).expect("folder");
@@ -165,6 +167,11 @@ impl Node {
         );
     }
 
+    /// Further flags of agents to come.
+    pub(crate) fn flags(&mut self, flags: &[&str]) {
+        self.flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+    }
+
     pub(crate) fn start(&mut self) {
         let fd = l4_netns::open(self.netns.path()).expect("namespace");
         let mut command = Command::new(env!("CARGO_BIN_EXE_strata-agent"));
@@ -175,6 +182,7 @@ impl Node {
         command.arg("--run-dir").arg(self.run_dir()).arg("--bpffs").arg(&self.bpffs);
         command.arg("--cni-results-dir").arg(self.cni_results());
         command.arg("--cgroup").arg(&self.cgroup).arg("--status-dir").arg(status);
+        command.args(&self.flags);
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path()).expect("log");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         // A child starts in the namespace of the thread that spawns it.

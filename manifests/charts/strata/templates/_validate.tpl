@@ -19,6 +19,12 @@
 {{- if regexMatch "[/]|^https?:" $host -}}
   {{- fail (printf "k8sServiceHost is %s: give a bare address or name, without scheme or path." $host) -}}
 {{- end -}}
+{{- if and .Values.outside.masquerade (eq .Values.cni.mode "chained") -}}
+  {{- fail "outside.masquerade is true and cni.mode is chained: the CNI that gives pods their addresses does that. Set outside.masquerade: false (the profiles chained-* do)." -}}
+{{- end -}}
+{{- if and .Values.outside.masqueradeExcept (not .Values.outside.masquerade) -}}
+  {{- fail "outside.masqueradeExcept is given and outside.masquerade is false: nothing is masqueraded that could be excepted." -}}
+{{- end -}}
 {{- if $application -}}
   {{- include "strata.validateMesh" . -}}
 {{- end -}}
