@@ -95,7 +95,7 @@ async fn ask(part: &Part) -> PartView {
             }
             let ready = client::get_text(&part.socket, "/healthz/ready").await;
             // Readiness is about starting; an agent that fell behind says so in its status.
-            let problem = status["problem"].as_str().map(str::to_owned);
+            let problem = status["problem"].as_str().or(status["edge"]["problem"].as_str()).map(str::to_owned);
             view.health = if ready.is_ok() && problem.is_none() { "ready" } else { "not ready" };
             let waiting = ready.err().map(|error| error.to_string());
             view.detail = problem.or(waiting).unwrap_or_else(|| detail(part.kind, &status));

@@ -70,6 +70,8 @@ PYTHON
 agents_gone() { kubectl -n istio-system wait pod -l app.kubernetes.io/name=strata-agent --for=delete --timeout=60s > /dev/null; }
 gone() { [ -z "$("$here/on-node.sh" "$1" sh -c "ls -d $2 2>/dev/null")" ]; }
 unmarked() { [ -z "$(kubectl get pods -A -o 'jsonpath={range .items[*]}{.metadata.annotations.ambient\.istio\.io/redirection}{end}')" ]; }
+untranslated() { ! "$here/on-node.sh" "$1" nft list table inet strata > /dev/null 2>&1; }
+
 # left_nothing: after an uninstall nothing of Strata is on the nodes, and no pod says that it is captured.
 left_nothing() {
   local n path
@@ -77,6 +79,7 @@ left_nothing() {
     for path in '/etc/cni/net.d/*strata*' /opt/cni/bin/strata-cni /sys/fs/bpf/strata '/run/strata/*'; do
       check "node-$n: $path is gone" gone "$n" "$path"
     done
+    check "node-$n: the table inet strata is gone" untranslated "$n"
   done
   check "no pod says it is captured" unmarked
 }

@@ -31,6 +31,8 @@ pub(crate) struct EdgeState {
     wanted: Wanted,
     in_force: Option<(NodeFacts, Arc<l4_lb::Compiled>)>,
     problem: Option<String>,
+    /// Nothing is wanted, and nothing is left of earlier agents.
+    dropped: bool,
 }
 
 impl EdgeState {
@@ -75,7 +77,7 @@ impl Agent {
     /// Brings the table in line with the objects in force.
     pub(crate) async fn sync_edge(&mut self) {
         if !self.edge.wanted.anything() {
-            return;
+            return self.drop_edge().await;
         }
         let services = &self.tables.in_force.services;
         let same = |(facts, before): &(NodeFacts, Arc<l4_lb::Compiled>)| {
@@ -94,6 +96,17 @@ impl Agent {
             Some(_) => {}
         }
         self.edge.problem = problem;
+    }
+
+    /// An earlier agent was told otherwise: its table goes, once.
+    async fn drop_edge(&mut self) {
+        if std::mem::replace(&mut self.edge.dropped, true) || !l4_edge::is_there().await.unwrap_or(false) {
+            return;
+        }
+        match l4_edge::remove().await {
+            Ok(()) => tracing::info!("the table inet strata is gone: nothing is wanted of it any more"),
+            Err(error) => tracing::error!(%error, "the table inet strata could not be removed"),
+        }
     }
 
     /// Puts the table back should somebody have taken it away.

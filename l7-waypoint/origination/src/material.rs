@@ -14,7 +14,7 @@ use xds_model::envoy::cluster::{CertSource, UpstreamTls};
 
 use crate::TlsError;
 use crate::secrets::{Secret, Secrets};
-use crate::verify::{Anybody, Verifier, checks_name};
+use crate::verify::{Verifier, checks_name};
 
 /// istiod's names for the mesh's own certificate and roots.
 const OWN: [&str; 2] = ["default", "ROOTCA"];
@@ -97,7 +97,7 @@ impl Sources<'_> {
                 Arc::new(Verifier::new(roots, revocations, tls, provider.clone())?)
             }
             None if checks_name(tls) || !tls.sans.is_empty() => return Err(TlsError::NamesWithoutRoots),
-            None => Arc::new(Anybody(provider.clone())),
+            None => Arc::new(Verifier::anybody(&provider)),
         };
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use l7_authz::l7::matcher::StringMatch;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, ServerName, UnixTime};
 use x509_parser::extensions::GeneralName;
@@ -72,26 +72,41 @@ fn address(octets: &[u8]) -> Option<String> {
 /// A client's check of a service.
 #[derive(Debug)]
 pub(crate) struct Verifier {
+    algorithms: WebPkiSupportedAlgorithms,
+    /// `None`: anybody (`insecureSkipVerify`, as the user said). The server still has to own the key of what it shows.
+    trust: Option<Trust>,
+}
+
+/// What proves who a server is.
+#[derive(Debug)]
+struct Trust {
     chain: Arc<WebPkiServerVerifier>,
     name: bool,
     subjects: Vec<Subject>,
 }
 
 impl Verifier {
+    pub(crate) fn anybody(provider: &CryptoProvider) -> Verifier {
+        Verifier { algorithms: provider.signature_verification_algorithms, trust: None }
+    }
+
     pub(crate) fn new(
         roots: RootCertStore,
         revocations: Vec<CertificateRevocationListDer<'static>>,
         tls: &UpstreamTls,
         provider: Arc<CryptoProvider>,
     ) -> Result<Verifier, TlsError> {
+        let algorithms = provider.signature_verification_algorithms;
         let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
             .with_crls(revocations)
             .build()
             .map_err(|error| TlsError::Material { what: "roots".into(), reason: error.to_string() })?;
         let subjects = tls.sans.iter().map(Subject::compile).collect::<Result<_, _>>()?;
-        Ok(Verifier { chain, name: checks_name(tls), subjects })
+        Ok(Verifier { algorithms, trust: Some(Trust { chain, name: checks_name(tls), subjects }) })
     }
+}
 
+impl Trust {
     fn check_subject(&self, end_entity: &CertificateDer<'_>) -> Result<(), Error> {
         if self.subjects.is_empty() {
             return Ok(());
@@ -124,13 +139,14 @@ impl ServerCertVerifier for Verifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         use CertificateError::{NotValidForName, NotValidForNameContext};
+        let Some(trust) = &self.trust else { return Ok(ServerCertVerified::assertion()) };
         // The name comes last in rustls' check: if it is what fails, the chain holds.
-        match self.chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
-            Err(Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. })) if !self.name => {}
+        match trust.chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
+            Err(Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. })) if !trust.name => {}
             Err(error) => return Err(error),
             Ok(_) => {}
         }
-        self.check_subject(end_entity)?;
+        trust.check_subject(end_entity)?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -140,7 +156,7 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls12_signature(message, cert, dss)
+        verify_tls12_signature(message, cert, dss, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -149,50 +165,11 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls13_signature(message, cert, dss)
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
-    }
-}
-
-/// Anybody: `insecureSkipVerify`, as the user said. The server still has to own the key of what it shows.
-#[derive(Debug)]
-pub(crate) struct Anybody(pub(crate) Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.algorithms.supported_schemes()
     }
 }
 

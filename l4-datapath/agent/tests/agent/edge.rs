@@ -122,6 +122,24 @@ fn pods_reach_hosts_that_know_no_way_back_by_the_nodes_address() {
     node.flags(&["--masquerade", "--masquerade-except=203.0.113.0/24"]);
     node.start();
     assert!(eventually(|| reach(v4).is_none() && reach(v6).is_some()), "{}", node.log());
+    // An agent that is told nothing takes away what the one before was told.
+    node.terminate();
+    node.flags(&[]);
+    node.start();
+    assert!(eventually(|| reach(v6).is_none()), "{}", node.log());
+}
+
+#[test]
+fn without_nft_the_rest_works_and_the_status_says_what_is_missing() {
+    let mut node = Node::new();
+    node.flags(&FLAGS);
+    node.without_programs();
+    node.start();
+    let (a, b) = (node.pod("a"), node.pod("b"));
+    b.serve(8080);
+    assert!(a.connects(b.v4, 8080));
+    let problem = node.status()["edge"]["problem"].clone();
+    assert!(problem.as_str().is_some_and(|text| text.contains("the program nft (Debian: nftables)")), "{problem}");
 }
 
 #[test]

@@ -57,6 +57,7 @@ pub(crate) struct Node {
     cgroup: PathBuf,
     agent: Option<Child>,
     flags: Vec<String>,
+    programs: bool,
 }
 
 impl Node {
@@ -120,6 +121,7 @@ impl Node {
             cgroup,
             agent: None,
             flags: Vec::new(),
+            programs: true,
         };
         std::fs::create_dir_all(node.objects()).expect("folder");
         std::fs::create_dir_all(node.cni_results()).expect("folder");
@@ -172,6 +174,11 @@ impl Node {
         self.flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
     }
 
+    /// Agents to come find no other programs.
+    pub(crate) fn without_programs(&mut self) {
+        self.programs = false;
+    }
+
     pub(crate) fn start(&mut self) {
         let fd = l4_netns::open(self.netns.path()).expect("namespace");
         let mut command = Command::new(env!("CARGO_BIN_EXE_strata-agent"));
@@ -183,6 +190,9 @@ impl Node {
         command.arg("--cni-results-dir").arg(self.cni_results());
         command.arg("--cgroup").arg(&self.cgroup).arg("--status-dir").arg(status);
         command.args(&self.flags);
+        if !self.programs {
+            command.env("PATH", "/nowhere");
+        }
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path()).expect("log");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         // A child starts in the namespace of the thread that spawns it.
