@@ -29,14 +29,8 @@ pub(crate) struct Node {
 pub(crate) fn nodes(objects: &ObjectSet) -> Result<Vec<Node>> {
     let mut nodes = Vec::new();
     for node in objects.nodes() {
-        let status = node.status.as_ref();
-        let addresses: Vec<IpAddr> = status
-            .and_then(|status| status.addresses.as_ref())
-            .into_iter()
-            .flatten()
-            .filter(|address| address.type_ == "InternalIP")
-            .filter_map(|address| address.address.parse().ok())
-            .collect();
+        let addresses: Vec<IpAddr> =
+            compat_objects::internal_addresses(node).filter_map(|address| address.parse().ok()).collect();
         if !addresses.iter().any(IpAddr::is_ipv4) {
             let text = format!("Node {}: status.addresses needs an IPv4 address of type InternalIP", node.name());
             return Err(LabError::Other(text));

@@ -130,9 +130,8 @@ impl State {
     pub(crate) fn runs_on(&self, node: &str, namespace: &str, account: &str) -> bool {
         let objects = &self.view.load().objects;
         let pod = objects.pods_in(namespace).any(|pod| {
-            let ended = pod.status.as_ref().and_then(|status| status.phase.as_deref());
             let here = pod.spec.as_ref().is_some_and(|spec| spec.node_name.as_deref() == Some(node));
-            here && runs_as(pod, account) && !matches!(ended, Some("Succeeded" | "Failed"))
+            here && runs_as(pod, account) && !compat_objects::has_ended(pod)
         });
         pod || (placed_on_nodes(objects, namespace, account) && !has_pods(objects, namespace, account))
     }

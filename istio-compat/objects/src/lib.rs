@@ -22,7 +22,7 @@ pub use kind::{Kind, KindError, Strictness};
 pub use object::{Object, ObjectKey, ObjectSet};
 pub use path::{FieldPath, Segment};
 pub use read::{read_object, read_str, read_value};
-pub use resource::{HasMeta, Resource, is_ready};
+pub use resource::{HasMeta, Resource, has_ended, internal_addresses, is_ready};
 pub use scalar::{Base64, Duration, DurationError};
 
 /// Kubernetes' own types, under the names the rest of the code uses.

@@ -8,7 +8,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::fault::Location;
+use crate::fault::{Fault, Location};
 use crate::gateway::{
     BackendTLSPolicy, GRPCRoute, Gateway, GatewayClass, HTTPRoute, ReferenceGrant, TCPRoute, TLSRoute,
 };
@@ -85,6 +85,15 @@ impl ObjectSet {
     /// File and line of the object's document (of the first of several merged ones).
     pub fn location(&self, key: &ObjectKey) -> Option<&Location> {
         self.all(key.kind).get(key)?.location.as_ref()
+    }
+
+    /// The fault with the place of the object it is about, if that is known.
+    #[must_use]
+    pub fn located(&self, fault: Fault, key: &ObjectKey) -> Fault {
+        match self.location(key) {
+            Some(location) => fault.at(location),
+            None => fault,
+        }
     }
 
     /// Adds or replaces; copies the kind's map if other clones of this set live.

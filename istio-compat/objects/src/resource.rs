@@ -63,6 +63,18 @@ native!(
     k8s_openapi::api::networking::v1::NetworkPolicy,
 );
 
+/// Whether a pod has run to its end: it has no address any more, whatever its status lists.
+pub fn has_ended(pod: &k8s_openapi::api::core::v1::Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// A node's own addresses in the cluster (`InternalIP`), as they are written.
+pub fn internal_addresses(node: &k8s_openapi::api::core::v1::Node) -> impl Iterator<Item = &str> {
+    let all = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
+    all.filter(|address| address.type_ == "InternalIP").map(|address| address.address.as_str())
+}
+
 /// Whether a pod's condition `Ready` is true.
 pub fn is_ready(status: &k8s_openapi::api::core::v1::PodStatus) -> bool {
     status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")

@@ -114,11 +114,8 @@ pub struct Condition {
 pub(crate) struct Faults(Vec<TranslationFault>);
 
 impl Faults {
-    fn push(&mut self, objects: &ObjectSet, key: &ObjectKey, mut fault: Fault) {
-        if let Some(location) = objects.location(key) {
-            fault = fault.at(location);
-        }
-        let found = TranslationFault { key: key.clone(), fault };
+    fn push(&mut self, objects: &ObjectSet, key: &ObjectKey, fault: Fault) {
+        let found = TranslationFault { key: key.clone(), fault: objects.located(fault, key) };
         // The same object is looked at once for every waypoint and port.
         if !self.0.contains(&found) {
             self.0.push(found);

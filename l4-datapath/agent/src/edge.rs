@@ -20,7 +20,7 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
-    fn anything(&self) -> bool {
+    pub(crate) fn anything(&self) -> bool {
         self.masquerade || self.node_ports
     }
 }
@@ -28,7 +28,7 @@ impl Wanted {
 /// What is wanted, and what is in force.
 #[derive(Debug, Default)]
 pub(crate) struct EdgeState {
-    wanted: Wanted,
+    pub(crate) wanted: Wanted,
     in_force: Option<(NodeFacts, Arc<l4_lb::Compiled>)>,
     problem: Option<String>,
     /// Nothing is wanted, and nothing is left of earlier agents.
@@ -54,11 +54,6 @@ impl EdgeState {
             except: self.wanted.except.clone(),
             published: if self.wanted.node_ports { services.outside.clone() } else { Default::default() },
         }
-    }
-
-    /// Whether there is a table to take away.
-    pub(crate) fn is_kept(&self) -> bool {
-        self.wanted.anything()
     }
 
     /// For `/status`.

@@ -91,8 +91,6 @@ fn ranges(node: &Node, problems: &mut Vec<String>) -> Vec<IpNet> {
 }
 
 fn addresses(node: &Node, problems: &mut Vec<String>) -> Vec<IpAddr> {
-    let all = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
-    let internal = all.filter(|address| address.type_ == "InternalIP");
     let parse = |text: &str| match text.parse() {
         Ok(address) => Some(address),
         Err(_) => {
@@ -100,7 +98,7 @@ fn addresses(node: &Node, problems: &mut Vec<String>) -> Vec<IpAddr> {
             None
         }
     };
-    internal.map(|address| address.address.as_str()).filter_map(parse).collect()
+    compat_objects::internal_addresses(node).filter_map(parse).collect()
 }
 
 /// Whether the sources describe the pod: an object without a spec is only the status this agent wrote itself.

@@ -1,6 +1,7 @@
 //! The table's text, for `nft -f`.
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use l4_lb::{Outside, Published};
@@ -26,23 +27,18 @@ impl Edge {
     }
 
     fn sets(&self, text: &mut String) {
-        let node = |addresses: &std::collections::BTreeSet<std::net::IpAddr>| -> Vec<IpNet> {
-            addresses.iter().map(|address| IpNet::from(*address)).collect()
-        };
-        let pods: Vec<IpNet> = self.pods.iter().copied().collect();
-        let own_pods: Vec<IpNet> = self.own_pods.iter().copied().collect();
-        let known: Vec<IpNet> =
-            pods.iter().copied().chain(node(&self.nodes)).chain(self.except.iter().copied()).collect();
+        let ranges = |of: &BTreeSet<IpNet>| -> Vec<IpNet> { of.iter().copied().collect() };
+        let addresses = |of: &BTreeSet<IpAddr>| -> Vec<IpNet> { of.iter().copied().map(IpNet::from).collect() };
+        let (pods, own_pods) = (ranges(&self.pods), ranges(&self.own_pods));
+        let known = [pods.clone(), addresses(&self.nodes), ranges(&self.except)].concat();
         for (name, ranges) in
-            [("pods", pods), ("own_pods", own_pods), ("own", node(&self.own_addresses)), ("known", known)]
+            [("pods", pods), ("own_pods", own_pods), ("own", addresses(&self.own_addresses)), ("known", known)]
         {
             for v6 in [false, true] {
                 let family = if v6 { "ipv6_addr" } else { "ipv4_addr" };
                 let listed: Vec<String> =
                     ranges.iter().filter(|range| range.addr().is_ipv6() == v6).map(IpNet::to_string).collect();
-                let elements =
-                    if listed.is_empty() { String::new() } else { format!("; elements = {{ {} }}", listed.join(", ")) };
-                let number = if v6 { 6 } else { 4 };
+                let (number, elements) = (if v6 { 6 } else { 4 }, elements(&listed));
                 push(
                     text,
                     format!("\tset {name}{number} {{ type {family}; flags interval; auto-merge{elements}\n\t}}"),
@@ -81,8 +77,7 @@ impl Edge {
                     format!("{address}{} . {} : goto p{number}", protocol(published.proto), published.port)
                 })
                 .collect();
-            let elements =
-                if listed.is_empty() { String::new() } else { format!("; elements = {{ {} }}", listed.join(", ")) };
+            let elements = elements(&listed);
             push(text, format!("\tmap {name} {{ type {key} : verdict{elements}\n\t}}"));
         }
         // Pods reach all this by the socket: translated here, answers between pods would come past the translation.
@@ -116,6 +111,11 @@ impl Edge {
 fn push(text: &mut String, lines: String) {
     text.push_str(&lines);
     text.push('\n');
+}
+
+/// An empty list is a syntax error.
+fn elements(listed: &[String]) -> String {
+    if listed.is_empty() { String::new() } else { format!("; elements = {{ {} }}", listed.join(", ")) }
 }
 
 fn map_of(published: &Published) -> &'static str {

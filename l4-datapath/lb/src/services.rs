@@ -3,12 +3,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use compat_objects::core::{Node, Service as Object, ServicePort, ServiceSpec};
-use compat_objects::{Fault, HasMeta as _, Kind, ObjectKey, ObjectSet};
+use compat_objects::{Fault, HasMeta as _, Kind, ObjectKey, ObjectSet, internal_addresses};
 use strata_abi::{Addr, Backend, BackendKey, Service, ServiceKey, proto};
 
 use crate::BackendSets;
 use crate::endpoints::Endpoints;
-use crate::outside::{Outside, Published, outside};
+use crate::outside::{Outside, Published};
 
 /// Entries that node ports may take for callers inside the cluster. With more nodes and ports only the own node's
 /// addresses get them.
@@ -40,11 +40,10 @@ pub fn compile(objects: &ObjectSet, node: &str, sets: &mut BackendSets) -> Compi
     for service in objects.services() {
         compiler.service(service);
     }
+    objects.services().for_each(|service| compiler.outside(service));
+    objects.pods().for_each(|pod| compiler.host_ports(pod, node));
     let used: BTreeSet<u32> = compiler.compiled.services.values().map(|service| service.backend_set).collect();
     compiler.sets.retain(&used);
-    let (outside, faults) = outside(objects, node, &compiler.endpoints);
-    compiler.compiled.outside = outside;
-    compiler.compiled.faults.extend(faults);
     compiler.compiled
 }
 
@@ -54,8 +53,7 @@ pub fn node_addresses(objects: &ObjectSet) -> BTreeSet<IpAddr> {
 }
 
 fn addresses_of(node: &Node) -> impl Iterator<Item = IpAddr> {
-    let all = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
-    all.filter(|address| address.type_ == "InternalIP").filter_map(|address| address.address.parse().ok())
+    internal_addresses(node).filter_map(|address| address.parse().ok())
 }
 
 fn nodes_with_ports(objects: &ObjectSet, node: &str) -> BTreeSet<IpAddr> {
@@ -68,13 +66,13 @@ fn nodes_with_ports(objects: &ObjectSet, node: &str) -> BTreeSet<IpAddr> {
     objects.node("", node).into_iter().flat_map(|node| addresses_of(node)).collect()
 }
 
-struct Compiler<'a, 's> {
+pub(crate) struct Compiler<'a, 's> {
     objects: &'a ObjectSet,
-    endpoints: Endpoints<'a>,
+    pub(crate) endpoints: Endpoints<'a>,
     /// Addresses that node ports are served on.
     nodes: BTreeSet<IpAddr>,
     sets: &'s mut BackendSets,
-    compiled: Compiled,
+    pub(crate) compiled: Compiled,
     /// Which service has an address, to tell two services apart that claim the same.
     owners: BTreeMap<ServiceKey, String>,
 }
@@ -127,8 +125,7 @@ impl Compiler<'_, '_> {
         families: &BTreeSet<bool>,
         affinity_seconds: u32,
     ) {
-        let number = port.node_port.and_then(|number| u16::try_from(number).ok()).filter(|number| *number != 0);
-        let Some(number) = number else { return };
+        let Some(number) = port.node_port.and_then(port_number) else { return };
         let Some((_, protocol)) = self.port(service, port, field) else { return };
         for v6 in families {
             let value = self.balanced(service, port, *v6, false, affinity_seconds);
@@ -166,15 +163,10 @@ impl Compiler<'_, '_> {
             let reason = "missing: the service has no address, so nothing can connect to it by address";
             self.fault(Fault::warning, service, "spec.clusterIP", reason.to_owned());
         }
-        let balancer = service.status.iter().flat_map(|status| &status.load_balancer);
-        let ingress = balancer.flat_map(|status| status.ingress.iter().flatten());
-        // `Proxy`: the load balancer wants the traffic itself (KEP-1860).
-        let ingress = ingress.filter(|i| i.ip_mode.as_deref() != Some("Proxy")).filter_map(|i| i.ip.as_ref());
         let all = cluster
             .into_iter()
-            .map(|address| (address, "spec.clusterIPs", true, local_only))
-            .chain(spec.external_ips.iter().flatten().map(|address| (address, "spec.externalIPs", false, false)))
-            .chain(ingress.map(|address| (address, "status.loadBalancer.ingress", false, false)));
+            .map(|address| (address.as_str(), "spec.clusterIPs", true, local_only))
+            .chain(external_addresses(service, spec).map(|(address, field)| (address, field, false, false)));
         let mut fronts: Vec<Front> = Vec::new();
         for (text, field, marker, local_only) in all {
             match text.parse() {
@@ -189,20 +181,17 @@ impl Compiler<'_, '_> {
     }
 
     fn port(&mut self, service: &Object, port: &ServicePort, field: &str) -> Option<(u16, u8)> {
-        let number = u16::try_from(port.port).ok().filter(|number| *number != 0);
-        let Some(number) = number else {
+        let Some(number) = port_number(port.port) else {
             self.fault(Fault::error, service, &format!("{field}.port"), format!("{} is no port", port.port));
             return None;
         };
-        match port.protocol.as_deref().unwrap_or("TCP") {
-            "TCP" => Some((number, proto::TCP)),
-            "UDP" => Some((number, proto::UDP)),
-            other => {
-                let reason = format!("{other} is not balanced (TCP and UDP are): the port is left out");
-                self.fault(Fault::warning, service, &format!("{field}.protocol"), reason);
-                None
-            }
-        }
+        let Some(protocol) = protocol_number(port.protocol.as_deref()) else {
+            let other = port.protocol.as_deref().unwrap_or_default();
+            let reason = format!("{other} is not balanced (TCP and UDP are): the port is left out");
+            self.fault(Fault::warning, service, &format!("{field}.protocol"), reason);
+            return None;
+        };
+        Some((number, protocol))
     }
 
     fn publish(&mut self, backends: &[Backend]) -> u32 {
@@ -226,13 +215,44 @@ impl Compiler<'_, '_> {
 
     fn fault(&mut self, make: fn(String, String, String) -> Fault, service: &Object, field: &str, reason: String) {
         let key = ObjectKey::new(Kind::Service, service.namespace(), service.name());
-        let mut fault = make(key.to_string(), field.to_owned(), reason);
-        if let Some(location) = self.objects.location(&key) {
-            fault = fault.at(location);
-        }
+        self.fault_of(&key, make(key.to_string(), field.to_owned(), reason));
+    }
+
+    pub(crate) fn fault_of(&mut self, key: &ObjectKey, fault: Fault) {
+        let fault = self.objects.located(fault, key);
         if !self.compiled.faults.contains(&fault) {
             self.compiled.faults.push(fault);
         }
+    }
+}
+
+/// Where the load balancer's addresses stand.
+pub(crate) const INGRESS: &str = "status.loadBalancer.ingress";
+
+/// Addresses besides those of the cluster, and where they stand.
+pub(crate) fn external_addresses<'o>(
+    service: &'o Object,
+    spec: &'o ServiceSpec,
+) -> impl Iterator<Item = (&'o str, &'static str)> {
+    let balancer = service.status.iter().flat_map(|status| &status.load_balancer);
+    let ingress = balancer.flat_map(|status| status.ingress.iter().flatten());
+    // `Proxy`: the load balancer wants the traffic itself (KEP-1860).
+    let ingress = ingress.filter(|i| i.ip_mode.as_deref() != Some("Proxy")).filter_map(|i| i.ip.as_deref());
+    let external = spec.external_ips.iter().flatten().map(|address| (address.as_str(), "spec.externalIPs"));
+    external.chain(ingress.map(|address| (address, INGRESS)))
+}
+
+/// `None`: no port.
+pub(crate) fn port_number(number: i32) -> Option<u16> {
+    u16::try_from(number).ok().filter(|number| *number != 0)
+}
+
+/// TCP if nothing is said; `None`: not balanced.
+pub(crate) fn protocol_number(name: Option<&str>) -> Option<u8> {
+    match name.unwrap_or("TCP") {
+        "TCP" => Some(proto::TCP),
+        "UDP" => Some(proto::UDP),
+        _ => None,
     }
 }
 

@@ -91,9 +91,7 @@ fn locate(fault: &mut Fault, objects: &ObjectSet) {
     let Some((kind, rest)) = fault.object.split_once(' ') else { return };
     let Some((namespace, name)) = rest.split_once('/') else { return };
     let kind = if kind == "Pod" { Kind::Pod } else { Kind::NetworkPolicy };
-    if let Some(location) = objects.location(&ObjectKey::new(kind, namespace, name)) {
-        *fault = fault.clone().at(location);
-    }
+    *fault = objects.located(fault.clone(), &ObjectKey::new(kind, namespace, name));
 }
 
 /// A policy with its selectors resolved to identities.

@@ -34,8 +34,7 @@ pub(crate) struct Network {
 /// Whether NetworkPolicy knows the pod: it has (or will have) an address of its own.
 pub(crate) fn is_subject(pod: &Pod) -> bool {
     let host = pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false);
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    !host && !matches!(phase, Some("Succeeded" | "Failed"))
+    !host && !compat_objects::has_ended(pod)
 }
 
 /// The pod's addresses; what is no address is left out.

@@ -242,7 +242,8 @@ impl Forwarding<'_> {
             return Some(upstream.at(address));
         }
         let others = self.policy.and_then(|policy| policy.other_hosts);
-        let picked = upstream.pick(Choice {
+        let host = Some(exchange.head.as_ref()?.authority.host());
+        upstream.pick(Choice {
             hash: self.hash,
             rng: &mut attempts.rng,
             tried: if others.is_some() { &attempts.tried } else { &[] },
@@ -250,8 +251,8 @@ impl Forwarding<'_> {
             skip_priorities: attempts.priorities,
             now: exchange.engine.config.shared.now(),
             original: exchange.client.info.destination,
-        })?;
-        Some(upstream.for_host(picked, exchange.head.as_ref()?.authority.host()))
+            host,
+        })
     }
 
     async fn connect(&self, exchange: &mut Exchange, pool: &Rc<HostPool>, fresh: bool) -> Result<Lease, Failed> {

@@ -85,8 +85,10 @@ impl Waiting {
 
     async fn run(self, body: RequestBody, seed: u64, now: u64) -> Result<(), String> {
         let mut rng = Rng::new(seed);
-        let picked = self.upstream.pick(Choice::once(&mut rng, now, self.original)).ok_or("no healthy upstream")?;
-        let picked = self.upstream.for_host(picked, self.head.authority.host());
+        let picked = self
+            .upstream
+            .pick(Choice::once(&mut rng, now, self.original, self.head.authority.host()))
+            .ok_or("no healthy upstream")?;
         let _active = picked.index.map(|index| self.upstream.shared.balancer.host(index).begin());
         let mut request = Request::new(body);
         *request.method_mut() = self.head.method.clone();

@@ -131,6 +131,7 @@ async fn connect(
             skip_priorities: 0,
             now,
             original: info.destination,
+            host: None,
         };
         let Some(picked) = upstream.pick(choice) else {
             outcome.flags.set(Flags::NO_HEALTHY_UPSTREAM);

@@ -33,6 +33,15 @@ pub(crate) struct CompiledCluster {
     pub(crate) mode: Mode,
 }
 
+impl CompiledCluster {
+    /// Whether TLS is made with the request's host (no SNI configured): then requests to one host do not travel on
+    /// connections made for another.
+    fn per_host(&self) -> bool {
+        let tls = self.config.tls.as_ref();
+        tls.is_some_and(|tls| tls.sni.is_none() && (tls.auto_sni || tls.auto_san))
+    }
+}
+
 /// How a host is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -61,12 +70,14 @@ pub(crate) struct Choice<'a> {
     pub(crate) skip_priorities: u64,
     pub(crate) now: u64,
     pub(crate) original: SocketAddr,
+    /// The host of the request; `None`: it is for no host.
+    pub(crate) host: Option<&'a str>,
 }
 
 impl<'a> Choice<'a> {
     /// The first and only try, wherever the balancer likes: for what is asked beside the request itself.
-    pub(crate) fn once(rng: &'a mut Rng, now: u64, original: SocketAddr) -> Choice<'a> {
-        Choice { hash: None, rng, tried: &[], attempts: 1, skip_priorities: 0, now, original }
+    pub(crate) fn once(rng: &'a mut Rng, now: u64, original: SocketAddr, host: &'a str) -> Choice<'a> {
+        Choice { hash: None, rng, tried: &[], attempts: 1, skip_priorities: 0, now, original, host: Some(host) }
     }
 }
 
@@ -109,17 +120,21 @@ impl Upstream {
 
     /// Picks a host; `None`: no healthy upstream.
     pub(crate) fn pick(&self, choice: Choice<'_>) -> Option<Picked> {
+        let Choice { hash, rng, tried, attempts, skip_priorities, now, original, host } = choice;
+        let host = host.filter(|_| self.shared.per_host());
         match self.shared.mode {
             Mode::Balanced => {
-                let Choice { hash, rng, tried, attempts, skip_priorities, now, original: _ } = choice;
                 let pick = Pick { hash, rng, cursor: &self.cursor, tried, attempts, skip_priorities, now };
                 let index = self.shared.balancer.pick(pick)?;
-                Some(Picked { index: Some(index), pool: self.pool(index) })
+                let endpoint = || self.shared.assignment.endpoints[index].clone();
+                Some(Picked { index: Some(index), pool: self.pool(&self.shared.keys[index], host, endpoint) })
             }
             Mode::OriginalDestination { port, hbone } => {
-                let mut address = choice.original;
+                let mut address = original;
                 address.set_port(port.unwrap_or(address.port()));
-                Some(Picked { index: None, pool: self.ad_hoc(compile::endpoint_at(address, hbone)) })
+                let endpoint = compile::endpoint_at(address, hbone);
+                let key = compile::endpoint_key(&endpoint).into();
+                Some(Picked { index: None, pool: self.pool(&key, host, || endpoint) })
             }
             Mode::ByAuthority => None,
         }
@@ -127,55 +142,35 @@ impl Upstream {
 
     /// The host at an address that is none of the balancer's.
     pub(crate) fn at(&self, address: SocketAddr) -> Picked {
-        Picked { index: None, pool: self.ad_hoc(compile::endpoint_at(address, false)) }
+        let endpoint = compile::endpoint_at(address, false);
+        let key = compile::endpoint_key(&endpoint).into();
+        Picked { index: None, pool: self.pool(&key, None, || endpoint) }
     }
 
-    /// The same host for a request to `host`: where TLS is made with the request's host (no SNI configured), requests to
-    /// one host do not travel on connections made for another.
-    pub(crate) fn for_host(&self, picked: Picked, host: &str) -> Picked {
-        let per_host = self.shared.config.tls.as_ref();
-        if !per_host.is_some_and(|tls| tls.sni.is_none() && (tls.auto_sni || tls.auto_san)) {
-            return picked;
-        }
-        let Picked { index, pool } = picked;
-        let host = host.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
-        // No host holds a blank.
-        let key: Arc<str> = format!("{} {host}", pool.key).into();
-        let make = |_| self.new_pool(pool.endpoint.clone(), pool.key.clone(), Some(host.into()));
-        Picked { index, pool: self.bounded(key, make) }
-    }
-
-    fn pool(&self, index: usize) -> Rc<HostPool> {
-        let key = &self.shared.keys[index];
-        if let Some(pool) = self.pools.borrow().get(key) {
-            return pool.clone();
-        }
-        let pool = self.new_pool(self.shared.assignment.endpoints[index].clone(), key.clone(), None);
-        self.pools.borrow_mut().insert(key.clone(), pool.clone());
-        pool
-    }
-
-    fn ad_hoc(&self, endpoint: Endpoint) -> Rc<HostPool> {
-        let key: Arc<str> = compile::endpoint_key(&endpoint).into();
-        self.bounded(key, |key| self.new_pool(endpoint, key, None))
-    }
-
-    /// The pool of a key that callers can choose freely: there are only so many.
-    fn bounded(&self, key: Arc<str>, make: impl FnOnce(Arc<str>) -> Rc<HostPool>) -> Rc<HostPool> {
-        if let Some(pool) = self.pools.borrow().get(&key) {
+    /// The connections to an endpoint. With a host, those for requests to it: there are only so many of them, as of
+    /// endpoints that are none of the balancer's, since callers choose both.
+    fn pool(&self, key: &Arc<str>, host: Option<&str>, endpoint: impl FnOnce() -> Endpoint) -> Rc<HostPool> {
+        let host = host.map(|host| host.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase());
+        let of_host: Arc<str>;
+        let place = match &host {
+            // No host holds a blank.
+            Some(host) => {
+                of_host = format!("{key} {host}").into();
+                &of_host
+            }
+            None => key,
+        };
+        if let Some(pool) = self.pools.borrow().get(place) {
             return pool.clone();
         }
         let mut pools = self.pools.borrow_mut();
         if pools.len() >= AD_HOC_HOSTS.max(4 * self.shared.keys.len()) {
             pools.drain().for_each(|(_, pool)| pool.retire());
         }
-        let pool = make(key.clone());
-        pools.insert(key, pool.clone());
+        let host = host.map(Arc::from);
+        let pool = HostPool::new(endpoint(), key.clone(), host, &self.shared, self.connector.clone());
+        pools.insert(place.clone(), pool.clone());
         pool
-    }
-
-    fn new_pool(&self, endpoint: Endpoint, key: Arc<str>, host: Option<Arc<str>>) -> Rc<HostPool> {
-        HostPool::new(endpoint, key, host, &self.shared, self.connector.clone())
     }
 
     /// Closes connections idle for too long.

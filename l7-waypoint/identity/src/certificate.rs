@@ -13,7 +13,7 @@ use xds_model::spiffe::SpiffeId;
 
 use crate::provider;
 use crate::trust::Revocations;
-use crate::verify::{ClientVerifier, PeerError, ServerVerifier, peer_identity, verify_chain};
+use crate::verify::{ClientVerifier, MeshServer, PeerError, ServerVerifier, peer_identity, verify_chain};
 
 const ALPN_H2: &[u8] = b"h2";
 
@@ -132,8 +132,14 @@ impl WorkloadCertificate {
     /// # Errors
     /// If rustls refuses the combination of versions and suites.
     pub fn client_config(&self, expected: &[SpiffeId]) -> Result<Arc<ClientConfig>, rustls::Error> {
-        let verifier = Arc::new(ServerVerifier::new(self.root_store.clone(), self.revocations.clone(), expected));
-        let mut config = ClientConfig::builder_with_provider(provider())
+        let provider = provider();
+        let check = MeshServer {
+            roots: self.root_store.clone(),
+            revocations: self.revocations.clone(),
+            expected: expected.to_vec(),
+        };
+        let verifier = Arc::new(ServerVerifier::new(check, &provider));
+        let mut config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])?
             .dangerous() // rustls' word for any verifier but its own; ours checks chain and identity
             .with_custom_certificate_verifier(verifier)

@@ -14,7 +14,7 @@ pub use ca::{CaClient, CaConfig, IssueError};
 pub use certificate::{CertificateError, WorkloadCertificate};
 pub use manager::{CertificateInfo, CertificateStatus, IdentityError, IdentityManager};
 pub use trust::TrustFiles;
-pub use verify::{PeerError, peer_identity};
+pub use verify::{PeerError, ServerCheck, ServerVerifier, peer_identity};
 
 use std::sync::{Arc, OnceLock};
 

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
-use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
@@ -125,21 +125,42 @@ impl ClientCertVerifier for ClientVerifier {
     }
 }
 
-/// A client's check of its server: chain, revocation and an exact set of identities. The server's address plays no part.
-#[derive(Debug)]
-pub(crate) struct ServerVerifier {
-    roots: Arc<RootCertStore>,
-    revocations: Revocations,
-    algorithms: WebPkiSupportedAlgorithms,
-    /// Empty accepts nobody.
-    expected: Vec<SpiffeId>,
+/// Who a server has to prove to be.
+pub trait ServerCheck: std::fmt::Debug + Send + Sync + 'static {
+    /// Looks at what the server presents; its possession of the key is checked elsewhere.
+    ///
+    /// # Errors
+    /// If it is not who is expected.
+    fn check(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        now: UnixTime,
+    ) -> Result<(), Error>;
 }
 
-impl ServerVerifier {
-    pub(crate) fn new(roots: Arc<RootCertStore>, revocations: Revocations, expected: &[SpiffeId]) -> ServerVerifier {
-        let algorithms = provider().signature_verification_algorithms;
-        ServerVerifier { roots, revocations, algorithms, expected: expected.to_vec() }
+/// A client's verifier: a check, and rustls' own of signatures.
+#[derive(Debug)]
+pub struct ServerVerifier<C> {
+    algorithms: WebPkiSupportedAlgorithms,
+    check: C,
+}
+
+impl<C: ServerCheck> ServerVerifier<C> {
+    pub fn new(check: C, provider: &CryptoProvider) -> ServerVerifier<C> {
+        ServerVerifier { algorithms: provider.signature_verification_algorithms, check }
     }
+}
+
+/// A client's check of its server in the mesh: chain, revocation and an exact set of identities. The server's address
+/// plays no part.
+#[derive(Debug)]
+pub(crate) struct MeshServer {
+    pub(crate) roots: Arc<RootCertStore>,
+    pub(crate) revocations: Revocations,
+    /// Empty accepts nobody.
+    pub(crate) expected: Vec<SpiffeId>,
 }
 
 /// Checks that a chain leads to one of the roots now.
@@ -154,15 +175,14 @@ pub(crate) fn verify_chain(
     verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, now, algorithms.all)
 }
 
-impl ServerCertVerifier for ServerVerifier {
-    fn verify_server_cert(
+impl ServerCheck for MeshServer {
+    fn check(
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
         now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
+    ) -> Result<(), Error> {
         verify_chain(&self.roots, end_entity, intermediates, now)?;
         self.revocations.check(&self.roots, end_entity, intermediates, KeyUsage::server_auth(), now)?;
         let found = peer_identity(Some(std::slice::from_ref(end_entity)))?;
@@ -170,6 +190,20 @@ impl ServerCertVerifier for ServerVerifier {
             let expected = self.expected.iter().map(SpiffeId::as_str).collect::<Vec<_>>().join(" or ");
             return Err(PeerError::Unexpected { found, expected }.into());
         }
+        Ok(())
+    }
+}
+
+impl<C: ServerCheck> ServerCertVerifier for ServerVerifier<C> {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.check.check(end_entity, intermediates, server_name, now)?;
         Ok(ServerCertVerified::assertion())
     }
 

@@ -3,7 +3,7 @@ use std::path::Path;
 use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
-use l7_identity::WorkloadCertificate;
+use l7_identity::{ServerVerifier, WorkloadCertificate};
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -14,7 +14,7 @@ use xds_model::envoy::cluster::{CertSource, UpstreamTls};
 
 use crate::TlsError;
 use crate::secrets::{Secret, Secrets};
-use crate::verify::{Verifier, checks_name};
+use crate::verify::{Anybody, Trust, checks_name};
 
 /// istiod's names for the mesh's own certificate and roots.
 const OWN: [&str; 2] = ["default", "ROOTCA"];
@@ -94,10 +94,11 @@ impl Sources<'_> {
                 if let Some(source) = &tls.crl {
                     revocations.extend(self.revocations(source)?);
                 }
-                Arc::new(Verifier::new(roots, revocations, tls, provider.clone())?)
+                let trust = Trust::new(roots, revocations, tls, provider.clone())?;
+                Arc::new(ServerVerifier::new(trust, &provider))
             }
             None if checks_name(tls) || !tls.sans.is_empty() => return Err(TlsError::NamesWithoutRoots),
-            None => Arc::new(Verifier::anybody(&provider)),
+            None => Arc::new(ServerVerifier::new(Anybody, &provider)),
         };
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?

@@ -2,10 +2,11 @@
 use std::sync::Arc;
 
 use l7_authz::l7::matcher::StringMatch;
+use l7_identity::ServerCheck;
 use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
-use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme};
+use rustls::client::danger::ServerCertVerifier as _;
+use rustls::crypto::CryptoProvider;
+use rustls::{CertificateError, Error, OtherError, RootCertStore};
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, ServerName, UnixTime};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -69,44 +70,29 @@ fn address(octets: &[u8]) -> Option<String> {
     v4.or_else(|_| <[u8; 16]>::try_from(octets).map(|octets| std::net::Ipv6Addr::from(octets).to_string())).ok()
 }
 
-/// A client's check of a service.
+/// What proves who a service is.
 #[derive(Debug)]
-pub(crate) struct Verifier {
-    algorithms: WebPkiSupportedAlgorithms,
-    /// `None`: anybody (`insecureSkipVerify`, as the user said). The server still has to own the key of what it shows.
-    trust: Option<Trust>,
-}
-
-/// What proves who a server is.
-#[derive(Debug)]
-struct Trust {
+pub(crate) struct Trust {
     chain: Arc<WebPkiServerVerifier>,
     name: bool,
     subjects: Vec<Subject>,
 }
 
-impl Verifier {
-    pub(crate) fn anybody(provider: &CryptoProvider) -> Verifier {
-        Verifier { algorithms: provider.signature_verification_algorithms, trust: None }
-    }
-
+impl Trust {
     pub(crate) fn new(
         roots: RootCertStore,
         revocations: Vec<CertificateRevocationListDer<'static>>,
         tls: &UpstreamTls,
         provider: Arc<CryptoProvider>,
-    ) -> Result<Verifier, TlsError> {
-        let algorithms = provider.signature_verification_algorithms;
+    ) -> Result<Trust, TlsError> {
         let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
             .with_crls(revocations)
             .build()
             .map_err(|error| TlsError::Material { what: "roots".into(), reason: error.to_string() })?;
         let subjects = tls.sans.iter().map(Subject::compile).collect::<Result<_, _>>()?;
-        Ok(Verifier { algorithms, trust: Some(Trust { chain, name: checks_name(tls), subjects }) })
+        Ok(Trust { chain, name: checks_name(tls), subjects })
     }
-}
 
-impl Trust {
     fn check_subject(&self, end_entity: &CertificateDer<'_>) -> Result<(), Error> {
         if self.subjects.is_empty() {
             return Ok(());
@@ -129,47 +115,38 @@ impl Trust {
 #[error("{0}")]
 struct Names(String);
 
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
+impl ServerCheck for Trust {
+    fn check(
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
         now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
+    ) -> Result<(), Error> {
         use CertificateError::{NotValidForName, NotValidForNameContext};
-        let Some(trust) = &self.trust else { return Ok(ServerCertVerified::assertion()) };
         // The name comes last in rustls' check: if it is what fails, the chain holds.
-        match trust.chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
-            Err(Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. })) if !trust.name => {}
+        match self.chain.verify_server_cert(end_entity, intermediates, server_name, &[], now) {
+            Err(Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. })) if !self.name => {}
             Err(error) => return Err(error),
             Ok(_) => {}
         }
-        trust.check_subject(end_entity)?;
-        Ok(ServerCertVerified::assertion())
+        self.check_subject(end_entity)
     }
+}
 
-    fn verify_tls12_signature(
+/// Anybody: `insecureSkipVerify`, as the user said. The server still has to own the key of what it shows.
+#[derive(Debug)]
+pub(crate) struct Anybody;
+
+impl ServerCheck for Anybody {
+    fn check(
         &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _now: UnixTime,
+    ) -> Result<(), Error> {
+        Ok(())
     }
 }
 

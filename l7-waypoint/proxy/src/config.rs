@@ -314,7 +314,7 @@ impl Flags {
             metadata: Map::new(),
             ..self.clone()
         };
-        flags.xds(&[type_url::CLUSTER, type_url::ENDPOINT, type_url::LISTENER, type_url::EXTENSION, type_url::SECRET])
+        flags.xds(&crate::waypoint::config::TYPES)
     }
 
     /// The xDS client's configuration for `types`.

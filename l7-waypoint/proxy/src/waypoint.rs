@@ -85,14 +85,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     let admin = admin(&flags, &state, &identities, &origination, &telemetry, readiness.clone(), registry.clone());
     let public = Admin::new("strata-waypoint", readiness.clone(), registry.clone());
     crate::admin::serve(admin, public, &flags, &watch).await?;
-    let types = [
-        type_url::CLUSTER,
-        type_url::ENDPOINT,
-        type_url::LISTENER,
-        type_url::EXTENSION,
-        type_url::WORKLOAD,
-        type_url::SECRET,
-    ];
+    let types = [&config::TYPES[..], &[type_url::WORKLOAD]].concat();
     let metrics = xds_client::Metrics::register(&registry);
     task::spawn("xds", xds_client::run(flags.xds(&types), handler, metrics, readiness.task("xds"), configured));
     let certificate = readiness.task("certificate");

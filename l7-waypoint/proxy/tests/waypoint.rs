@@ -22,7 +22,6 @@ use http::{HeaderMap, StatusCode};
 use l7_hbone::{ConnectError, ConnectRequest, Pool, PoolConfig, PoolKey, Server, Tunnel, accept_tls};
 use l7_identity::{CaClient, CaConfig, IdentityManager};
 use prost::Message;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::rustls;
 use world::{Control, NodeProxy, Pod, Process, link, run, workload};
@@ -146,8 +145,12 @@ fn identities(control: &Control, token: &Path) -> IdentityManager {
     IdentityManager::new(CaClient::new(ca), tokio::runtime::Handle::current())
 }
 
-/// A workload's node proxy and application in one: HBONE in, answers HTTP/1.1 with the version.
-async fn endpoint(identities: &IdentityManager, ip: &str, version: &'static str) {
+/// A workload's node proxy and application in one: HBONE in; what comes through a tunnel is `application`'s.
+async fn endpoint<F: Future<Output = ()> + Send + 'static>(
+    identities: &IdentityManager,
+    ip: &str,
+    application: impl Fn(Tunnel) -> F + Clone + Send + 'static,
+) {
     let addr = SocketAddr::new(ip.parse().unwrap(), 15008);
     let listener = tokio::net::TcpListener::bind(addr).await.unwrap();
     let identities = identities.clone();
@@ -155,16 +158,24 @@ async fn endpoint(identities: &IdentityManager, ip: &str, version: &'static str)
         loop {
             let (tcp, peer_addr) = listener.accept().await.unwrap();
             let certificate = identities.certificate(&id("shop", "reviews")).await.unwrap();
+            let application = application.clone();
             tokio::spawn(async move {
                 let (tls, peer) = accept_tls(tcp, &certificate).await.unwrap();
                 assert_eq!(peer, id("shop", "waypoint"), "the waypoint speaks for itself");
                 let mut server = Server::handshake(tls, peer, peer_addr).await.unwrap();
                 while let Ok(Some(inbound)) = server.accept().await {
-                    tokio::spawn(answer(inbound.accept(HeaderMap::new()).unwrap(), version));
+                    tokio::spawn(application(inbound.accept(HeaderMap::new()).unwrap()));
                 }
             });
         }
     });
+}
+
+/// The pods of reviews answer HTTP/1.1 with their version.
+async fn reviews(identities: &IdentityManager) {
+    for (ip, version) in ENDPOINTS {
+        endpoint(identities, ip, move |tunnel| answer(tunnel, version)).await;
+    }
 }
 
 async fn read_head(tunnel: &mut Tunnel) -> Option<String> {
@@ -201,26 +212,39 @@ async fn get(tunnel: &mut Tunnel, headers: &str) -> (u16, String) {
     (status, String::from_utf8(body).unwrap())
 }
 
-#[test]
-fn istiods_canary_is_served_over_hbone() {
-    let pod = Pod::new("h3-w", [10, 8, 1, 60].into());
-    run("ip -n h3-w address add 10.8.1.60/32 dev lo; ip -n h3-w address add 10.8.0.11/32 dev lo");
+/// The namespace gets the addresses of the pods of reviews.
+fn endpoints_in(namespace: &str) {
     for (ip, _) in ENDPOINTS {
         let length = if ip.contains(':') { 128 } else { 32 };
-        run(&format!("ip -n h3-w address add {ip}/{length} dev lo nodad"));
+        run(&format!("ip -n {namespace} address add {ip}/{length} dev lo nodad"));
     }
+}
+
+/// The waypoint's pod, with a client's address and those of reviews.
+fn waypoints_pod(name: &str) -> Pod {
+    let pod = Pod::new(name, [10, 8, 1, 60].into());
+    run(&format!("ip -n {name} address add 10.8.1.60/32 dev lo; ip -n {name} address add 10.8.0.11/32 dev lo"));
+    endpoints_in(name);
+    pod
+}
+
+/// Runs a scene in a pod to its end.
+fn play<F: Future<Output = ()>>(pod: &Pod, scene: impl FnOnce() -> F + Send + 'static) {
     let scene = pod.run(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(canary());
+        runtime.block_on(scene());
     });
     scene.join().unwrap();
 }
 
+#[test]
+fn istiods_canary_is_served_over_hbone() {
+    play(&waypoints_pod("h3-w"), canary);
+}
+
 async fn canary() {
     let mesh = Arc::new(Mesh::start("03-header-canary").await);
-    for (ip, version) in ENDPOINTS {
-        endpoint(&mesh.identities, ip, version).await;
-    }
+    reviews(&mesh.identities).await;
     let pool = Pool::new(mesh.identities.clone(), PoolConfig::default());
     let mut tunnel = mesh.connect(&pool, REVIEWS).await.unwrap();
     for _ in 0..20 {
@@ -256,17 +280,7 @@ async fn canary() {
 /// What istiod sends for a BackendTLSPolicy: TLS inside HBONE, roots by name from the control plane.
 #[test]
 fn a_service_that_speaks_tls_is_reached_by_tls_inside_hbone() {
-    let pod = Pod::new("h4-w", [10, 8, 1, 60].into());
-    run("ip -n h4-w address add 10.8.1.60/32 dev lo; ip -n h4-w address add 10.8.0.11/32 dev lo");
-    for (ip, _) in ENDPOINTS {
-        let length = if ip.contains(':') { 128 } else { 32 };
-        run(&format!("ip -n h4-w address add {ip}/{length} dev lo nodad"));
-    }
-    let scene = pod.run(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(backend_tls());
-    });
-    scene.join().unwrap();
+    play(&waypoints_pod("h4-w"), backend_tls);
 }
 
 /// A server's certificate by an authority of its own, and the authority's certificate.
@@ -277,12 +291,8 @@ struct Backend {
 
 impl Backend {
     fn new(name: &str) -> Backend {
-        let (ca_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
-        let mut ca = CertificateParams::default();
-        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let root = ca.self_signed(&ca_key).unwrap().pem();
-        let leaf = CertificateParams::new([name.to_owned()]).unwrap();
-        let leaf = leaf.signed_by(&key, &Issuer::new(ca, ca_key)).unwrap();
+        let authority = ca::Authority::new("roots of services");
+        let (leaf, key) = authority.leaf(&[name]);
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let server = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -290,37 +300,18 @@ impl Backend {
             .with_no_client_auth()
             .with_single_cert(vec![leaf.into()], key.into())
             .unwrap();
-        Backend { root, server: Arc::new(server) }
+        Backend { root: authority.root.pem(), server: Arc::new(server) }
     }
+}
 
-    /// As [`endpoint`], with TLS on the tunnel.
-    async fn serve(server: Arc<ArcSwap<rustls::ServerConfig>>, identities: &IdentityManager, ip: &str) {
-        let listener = tokio::net::TcpListener::bind(SocketAddr::new(ip.parse().unwrap(), 15008)).await.unwrap();
-        let identities = identities.clone();
-        tokio::spawn(async move {
-            loop {
-                let (tcp, peer_addr) = listener.accept().await.unwrap();
-                let certificate = identities.certificate(&id("shop", "reviews")).await.unwrap();
-                let server = server.clone();
-                tokio::spawn(async move {
-                    let (tls, peer) = accept_tls(tcp, &certificate).await.unwrap();
-                    let mut hbone = Server::handshake(tls, peer, peer_addr).await.unwrap();
-                    while let Ok(Some(inbound)) = hbone.accept().await {
-                        let tunnel = inbound.accept(HeaderMap::new()).unwrap();
-                        let acceptor = tokio_rustls::TlsAcceptor::from(server.load_full());
-                        tokio::spawn(async move {
-                            let Ok(mut stream) = acceptor.accept(tunnel).await else { return };
-                            let name = stream.get_ref().1.server_name().unwrap_or("no name").to_owned();
-                            let mut request = [0; 4096];
-                            while stream.read(&mut request).await.is_ok_and(|length| length > 0) {
-                                let text = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{name}", name.len());
-                                stream.write_all(text.as_bytes()).await.unwrap();
-                            }
-                        });
-                    }
-                });
-            }
-        });
+/// An application that speaks TLS, and answers with the name it was asked by.
+async fn answer_by_tls(tunnel: Tunnel, server: Arc<rustls::ServerConfig>) {
+    let Ok(mut stream) = tokio_rustls::TlsAcceptor::from(server).accept(tunnel).await else { return };
+    let name = stream.get_ref().1.server_name().unwrap_or("no name").to_owned();
+    let mut request = [0; 4096];
+    while stream.read(&mut request).await.is_ok_and(|length| length > 0) {
+        let text = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{name}", name.len());
+        stream.write_all(text.as_bytes()).await.unwrap();
     }
 }
 
@@ -330,7 +321,8 @@ async fn backend_tls() {
     let (expected, stranger) = (Backend::new("alt.example"), Backend::new("alt.example"));
     let server = Arc::new(ArcSwap::from(stranger.server.clone()));
     for (ip, _) in ENDPOINTS {
-        Backend::serve(server.clone(), &mesh.identities, ip).await;
+        let server = server.clone();
+        endpoint(&mesh.identities, ip, move |tunnel| answer_by_tls(tunnel, server.load_full())).await;
     }
     let pool = Pool::new(mesh.identities.clone(), PoolConfig::default());
     let mut tunnel = mesh.connect(&pool, REVIEWS).await.unwrap();
@@ -368,15 +360,8 @@ fn a_waypoint_placed_on_the_node_governs_captured_connections() {
     let client = Pod::new("k1-c", [10, 8, 0, 99].into());
     link(&client, &node, "eth0");
     client.rules();
-    for (ip, _) in ENDPOINTS {
-        let length = if ip.contains(':') { 128 } else { 32 };
-        run(&format!("ip -n k1-n address add {ip}/{length} dev lo nodad"));
-    }
-    let scene = node.run(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(placed(Arc::new(client)));
-    });
-    scene.join().unwrap();
+    endpoints_in("k1-n");
+    play(&node, || placed(Arc::new(client)));
 }
 
 /// One request of an application in `pod`; what comes back until the connection ends.
@@ -402,9 +387,7 @@ async fn placed(client: Arc<Pod>) {
     let flags = ["--placed-waypoint", "shop/waypoint"];
     let proxy = NodeProxy::start_with(&control, &[(&*client, "checkout")], &flags).await;
     let identities = identities(&control, &proxy.run_dir.path().join("token"));
-    for (ip, version) in ENDPOINTS {
-        endpoint(&identities, ip, version).await;
-    }
+    reviews(&identities).await;
 
     // Without its configuration nothing passes.
     assert_eq!(captured_get(&client, "x-user: jason\r\n").await, "");

@@ -183,7 +183,7 @@ fn without_istiod(act: &mut Act<'_>) -> Result<()> {
     let before = heard(act)?;
     scale(act, "deployment/istiod", 1)?;
     act.kubectl().rolled_out(SYSTEM, "deployment/istiod", ROLLOUT)?;
-    // They try again every 15 s at the latest. What comes next is about something else.
+    // They try again every 5 s at the latest. What comes next is about something else.
     act.wait("the proxies to hear from istiod again", |act| {
         Ok(heard(act)?.iter().zip(&before).all(|(now, before)| now > before))
     })?;

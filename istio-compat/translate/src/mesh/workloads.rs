@@ -66,7 +66,7 @@ fn read(
     faults: &mut Faults,
 ) -> Option<Workload> {
     let (spec, status) = (pod.spec.as_ref()?, pod.status.as_ref()?);
-    if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+    if compat_objects::has_ended(pod) {
         return None;
     }
     let addresses = addresses(status);

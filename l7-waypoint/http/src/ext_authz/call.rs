@@ -57,8 +57,10 @@ impl To<'_> {
         let _request = guard.ok_or("a circuit breaker of the service's cluster is open")?;
         let mut rng = Rng::new(self.engine.seed());
         let now = self.engine.config.shared.now();
-        let picked = self.upstream.pick(Choice::once(&mut rng, now, self.original)).ok_or("no healthy upstream")?;
-        let picked = self.upstream.for_host(picked, question.authority.host());
+        let picked = self
+            .upstream
+            .pick(Choice::once(&mut rng, now, self.original, question.authority.host()))
+            .ok_or("no healthy upstream")?;
         let _active = picked.index.map(|index| balancer.host(index).begin());
         let http2 = self.grpc || picked.pool.cluster.http.version == UpstreamVersion::Http2;
         let sent = send(&picked.pool, question, http2);

@@ -16,13 +16,14 @@ use xds_proto::istio::ca::{IstioCertificateRequest, IstioCertificateResponse};
 
 pub const TOKEN: &str = "the-node-token";
 
-struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    root: Certificate,
+/// A root that signs.
+pub struct Authority {
+    pub issuer: Issuer<'static, KeyPair>,
+    pub root: Certificate,
 }
 
 impl Authority {
-    fn new(name: &str) -> Authority {
+    pub fn new(name: &str) -> Authority {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
@@ -31,6 +32,35 @@ impl Authority {
             vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
         let root = params.self_signed(&key).unwrap();
         Authority { issuer: Issuer::new(params, key), root }
+    }
+
+    /// A certificate with its key. Names with a scheme are URIs.
+    pub fn leaf(&self, names: &[&str]) -> (Certificate, KeyPair) {
+        let key = KeyPair::generate().unwrap();
+        let (uris, plain): (Vec<&str>, Vec<&str>) = names.iter().partition(|name| name.contains("://"));
+        let mut params = CertificateParams::new(plain.into_iter().map(str::to_owned).collect::<Vec<_>>()).unwrap();
+        params.subject_alt_names.extend(uris.into_iter().map(|uri| SanType::URI(uri.try_into().unwrap())));
+        (params.signed_by(&key, &self.issuer).unwrap(), key)
+    }
+
+    /// PEM list of revoked serial numbers.
+    pub fn revocations(&self, serials: impl IntoIterator<Item = Vec<u8>>) -> String {
+        let now = std::time::SystemTime::now();
+        let revoked = |serial: Vec<u8>| RevokedCertParams {
+            serial_number: SerialNumber::from(serial),
+            revocation_time: now.into(),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: now.into(),
+            next_update: (now + Duration::from_secs(3600)).into(),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: serials.into_iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).unwrap().pem().unwrap()
     }
 }
 
@@ -69,25 +99,10 @@ impl TestCa {
 
     /// PEM list of revoked serial numbers (hexadecimal), signed by the present root.
     pub fn revocations(&self, serials: &[&str]) -> String {
-        let now = std::time::SystemTime::now();
-        let bytes = |hex: &str| -> Vec<u8> {
+        let bytes = |hex: &&str| -> Vec<u8> {
             (0..hex.len() / 2).map(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).unwrap()).collect()
         };
-        let revoked = |hex: &&str| RevokedCertParams {
-            serial_number: SerialNumber::from(bytes(hex)),
-            revocation_time: now.into(),
-            reason_code: None,
-            invalidity_date: None,
-        };
-        let params = CertificateRevocationListParams {
-            this_update: now.into(),
-            next_update: (now + Duration::from_secs(3600)).into(),
-            crl_number: SerialNumber::from(1),
-            issuing_distribution_point: None,
-            revoked_certs: serials.iter().map(revoked).collect(),
-            key_identifier_method: KeyIdMethod::Sha256,
-        };
-        params.signed_by(&self.authority.lock().unwrap().issuer).unwrap().pem().unwrap()
+        self.authority.lock().unwrap().revocations(serials.iter().map(bytes))
     }
 
     /// Serves on a loopback port of the current network namespace; returns the address.

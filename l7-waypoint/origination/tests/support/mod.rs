@@ -5,17 +5,14 @@ mod ca;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use ca::Authority;
 use l7_identity::{CaClient, CaConfig, IdentityManager, peer_identity};
 use l7_origination::{Origination, Secrets};
-use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer, KeyIdMethod, KeyPair,
-    KeyUsagePurpose, RevokedCertParams, SerialNumber,
-};
-use rustls::crypto::{WebPkiSupportedAlgorithms, aws_lc_rs};
+use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio_rustls::TlsAcceptor;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -60,14 +57,16 @@ pub(crate) struct Server {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
     serial: Vec<u8>,
-    asks: bool,
+    roots: Arc<RootCertStore>,
+    /// Who may sign clients' certificates; `None`: none is asked for.
+    clients: Option<Arc<RootCertStore>>,
     tls12: bool,
     ready: Option<Arc<ServerConfig>>,
 }
 
 impl Server {
     pub(crate) fn asking_for_certificates(self) -> Server {
-        Server { asks: true, ..self }
+        Server { clients: Some(self.roots.clone()), ..self }
     }
 
     pub(crate) fn with_tls12_only(self) -> Server {
@@ -86,9 +85,14 @@ impl Server {
         let builder = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_protocol_versions(&versions)
             .unwrap();
-        let verifier = Arc::new(AnyClient(aws_lc_rs::default_provider().signature_verification_algorithms));
-        let builder =
-            if self.asks { builder.with_client_cert_verifier(verifier) } else { builder.with_no_client_auth() };
+        let builder = match &self.clients {
+            Some(roots) => {
+                let provider = Arc::new(aws_lc_rs::default_provider());
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider);
+                builder.with_client_cert_verifier(verifier.allow_unauthenticated().build().unwrap())
+            }
+            None => builder.with_no_client_auth(),
+        };
         let mut config = builder.with_single_cert(self.chain.clone(), self.key.clone_key()).unwrap();
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Arc::new(config)
@@ -96,7 +100,7 @@ impl Server {
 }
 
 pub(crate) struct Setup {
-    issuer: Issuer<'static, KeyPair>,
+    authority: Authority,
     pub(crate) ca_pem: String,
     folder: tempfile::TempDir,
     identities: IdentityManager,
@@ -116,11 +120,8 @@ impl Setup {
 
     fn with_mesh(address: String) -> Setup {
         let folder = tempfile::tempdir().unwrap();
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let ca_pem = params.self_signed(&key).unwrap().pem();
+        let authority = Authority::new("roots of services");
+        let ca_pem = authority.root.pem();
         let token = folder.path().join("token");
         std::fs::write(&token, ca::TOKEN).unwrap();
         let config = CaConfig {
@@ -135,7 +136,7 @@ impl Setup {
         let identities = IdentityManager::new(CaClient::new(config), tokio::runtime::Handle::current());
         let own = SpiffeId::new("cluster.local", "shop", "waypoint").unwrap();
         let origination = Origination::new(identities.clone(), own);
-        Setup { issuer: Issuer::new(params, key), ca_pem, folder, identities, origination }
+        Setup { authority, ca_pem, folder, identities, origination }
     }
 
     pub(crate) fn secrets(&self) -> &Secrets {
@@ -160,11 +161,7 @@ impl Setup {
 
     /// Chain and key, PEM. Names with a scheme are URIs.
     pub(crate) fn certificate(&self, names: &[&str]) -> (String, String) {
-        let key = KeyPair::generate().unwrap();
-        let (uris, plain): (Vec<&str>, Vec<&str>) = names.iter().partition(|name| name.contains("://"));
-        let mut params = CertificateParams::new(plain.into_iter().map(str::to_owned).collect::<Vec<_>>()).unwrap();
-        params.subject_alt_names.extend(uris.into_iter().map(|uri| rcgen::SanType::URI(uri.try_into().unwrap())));
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let (certificate, key) = self.authority.leaf(names);
         (certificate.pem(), key.serialize_pem())
     }
 
@@ -173,7 +170,9 @@ impl Setup {
         let chain: Vec<_> = CertificateDer::pem_slice_iter(chain.as_bytes()).map(Result::unwrap).collect();
         let serial = X509Certificate::from_der(&chain[0]).unwrap().1.raw_serial().to_vec();
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
-        Server { chain, key, serial, asks: false, tls12: false, ready: None }
+        let mut roots = RootCertStore::empty();
+        roots.add(self.authority.root.der().clone()).unwrap();
+        Server { chain, key, serial, roots: Arc::new(roots), clients: None, tls12: false, ready: None }
     }
 
     /// A workload with a certificate of the mesh.
@@ -183,22 +182,7 @@ impl Setup {
     }
 
     pub(crate) fn revocations(&self, servers: &[&Server]) -> String {
-        let now = SystemTime::now();
-        let revoked = |server: &&Server| RevokedCertParams {
-            serial_number: SerialNumber::from(server.serial.clone()),
-            revocation_time: now.into(),
-            reason_code: None,
-            invalidity_date: None,
-        };
-        let params = CertificateRevocationListParams {
-            this_update: now.into(),
-            next_update: (now + Duration::from_secs(3600)).into(),
-            crl_number: SerialNumber::from(1),
-            issuing_distribution_point: None,
-            revoked_certs: servers.iter().map(revoked).collect(),
-            key_identifier_method: KeyIdMethod::Sha256,
-        };
-        params.signed_by(&self.issuer).unwrap().pem().unwrap()
+        self.authority.revocations(servers.iter().map(|server| server.serial.clone()))
     }
 
     pub(crate) fn send_roots(&self, name: &str, pem: &str) {
@@ -269,49 +253,4 @@ fn first_name(chain: &[CertificateDer<'_>]) -> String {
 
 fn inline(text: &str) -> DataSource {
     DataSource { specifier: Some(Specifier::InlineString(text.to_owned())), ..Default::default() }
-}
-
-/// Asks for a certificate and takes any.
-#[derive(Debug)]
-struct AnyClient(WebPkiSupportedAlgorithms);
-
-impl ClientCertVerifier for AnyClient {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn client_auth_mandatory(&self) -> bool {
-        false
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, signature, &self.0)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, signature, &self.0)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_schemes()
-    }
 }

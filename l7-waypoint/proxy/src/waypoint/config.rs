@@ -18,6 +18,10 @@ use xds_proto::type_url;
 use super::extensions::{self, Extensions};
 use super::held::Held;
 
+/// What a waypoint's configuration comes as, in the order it is asked for.
+pub(crate) const TYPES: [&str; 5] =
+    [type_url::CLUSTER, type_url::ENDPOINT, type_url::LISTENER, type_url::EXTENSION, type_url::SECRET];
+
 /// What the admin interface shows of the configuration in force.
 #[derive(Default)]
 pub(crate) struct State {
