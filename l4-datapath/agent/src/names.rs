@@ -36,7 +36,7 @@ pub(crate) struct Names {
 }
 
 impl Names {
-    /// Reads the names out of what is in force.
+    /// Reads the names out of what is in force, or about to be.
     pub(crate) fn build(objects: &ObjectSet, in_force: &InForce, nodes: BTreeMap<IpAddr, String>) -> Names {
         let mut pods = HashMap::new();
         for pod in objects.pods() {

@@ -59,13 +59,13 @@ impl Agent {
         let unmanaged: Vec<IpAddr> =
             self.pods.values().filter(|pod| !pod.described).flat_map(|pod| pod.state.addresses()).collect();
         let records = self.records();
-        let renames = self.tables.differs(&next) || derived.facts.names != self.facts.names;
-        let changed = self.tables.apply(self.datapath.maps(), next, &records, unmanaged)?;
-        self.set_config(&derived.facts.addresses, changed)?;
-        if renames {
-            let names = crate::names::Names::build(objects, &self.tables.in_force, derived.facts.names.clone());
+        // Names first: the first packet that a new rule denies is reported by the rule's name.
+        if self.tables.differs(&next) || derived.facts.names != self.facts.names {
+            let names = crate::names::Names::build(objects, &next.contents(), derived.facts.names.clone());
             self.names.store(Arc::new(names));
         }
+        let changed = self.tables.apply(self.datapath.maps(), next, &records, unmanaged)?;
+        self.set_config(&derived.facts.addresses, changed)?;
         self.facts = derived.facts.clone();
         self.objects = derived.objects.clone();
         self.derived = Some(derived);

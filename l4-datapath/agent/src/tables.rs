@@ -106,6 +106,11 @@ impl Output {
         serde_json::to_string(&*self.allocator).unwrap_or_default()
     }
 
+    /// What will be in force once it is applied.
+    pub(crate) fn contents(&self) -> InForce {
+        InForce { policy: self.policy.clone(), services: self.services.clone() }
+    }
+
     /// The identity of a pod, or None if no object describes it.
     pub(crate) fn identity_of(&self, uid: &str) -> Option<u32> {
         self.policy.pod_identity.get(uid).copied()
@@ -175,8 +180,8 @@ impl Tables {
             false
         };
         self.unmanaged = unmanaged;
+        self.in_force = next.contents();
         self.allocator = next.allocator;
-        self.in_force = InForce { policy: next.policy, services: next.services };
         self.doubtful = false;
         Ok(changed)
     }
