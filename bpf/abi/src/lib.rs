@@ -61,6 +61,8 @@ pub struct Addr(pub [u8; 16]);
 
 impl Addr {
     pub const UNSPECIFIED: Addr = Addr([0; 16]);
+    pub const LOOPBACK_V4: Addr = Addr::v4([127, 0, 0, 1]);
+    pub const LOOPBACK_V6: Addr = Addr([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
 
     #[inline(always)]
     pub const fn v4(octets: [u8; 4]) -> Addr {

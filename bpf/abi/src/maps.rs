@@ -43,9 +43,11 @@ pub mod names {
     pub const AFFINITY: &str = "AFFINITY";
     /// `LruHashMap<FragmentKey, u64>`: first fragments that policy let pass (nanoseconds since boot).
     pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// `HashMap<Addr, u32>`: resolvers (port 53) in whose place the proxy answers meshed pods. The value means nothing.
+    pub const RESOLVERS: &str = "RESOLVERS";
 
     /// Every map, in no particular order.
-    pub const ALL: [&str; 16] = [
+    pub const ALL: [&str; 17] = [
         PODS,
         PODS_BY_IFINDEX,
         IDENTITIES,
@@ -62,6 +64,7 @@ pub mod names {
         UDP_PEERS,
         AFFINITY,
         FRAGMENTS,
+        RESOLVERS,
     ];
 }
 

@@ -1,5 +1,6 @@
 //! The hooks.
 mod connect;
+mod dns;
 mod names;
 mod sk_lookup;
 mod sock_addr;

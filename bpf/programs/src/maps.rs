@@ -47,6 +47,8 @@ pub static UDP_PEERS: LruHashMap<UdpPeerKey, VipRecord> = LruHashMap::with_max_e
 pub static AFFINITY: LruHashMap<AffinityKey, AffinityEntry> = LruHashMap::with_max_entries(16_384, 0);
 #[map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, u64> = LruHashMap::with_max_entries(4_096, 0);
+#[map]
+pub static RESOLVERS: HashMap<Addr, u32> = HashMap::with_max_entries(64, SPARSE);
 
 /// Adds to a counter of this processor.
 #[inline(always)]

@@ -2,6 +2,7 @@
 mod act;
 mod bookinfo;
 mod mistakes;
+mod names;
 mod nothing_lost;
 mod outside;
 mod probes;
@@ -42,6 +43,7 @@ pub fn all() -> Vec<Scene> {
         bookinfo::SCENE,
         tls::SCENE,
         outside::SCENE,
+        names::SCENE,
         waypoints::SCENE,
         mistakes::SCENE,
         nothing_lost::SCENE,

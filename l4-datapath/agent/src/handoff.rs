@@ -1,4 +1,5 @@
 //! The agent's end of the handoff: accepts proxies and carries messages to and from the agent's task.
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,9 +25,22 @@ pub(crate) type Outgoing = (AgentMessage, Option<Arc<OwnedFd>>);
 /// What the agent's task hears of a proxy. Connections are numbered; the newest is the proxy in charge.
 #[derive(Debug)]
 pub(crate) enum ProxyEvent {
-    Connected { connection: u64, pid: u32, place: ProxyPlace, out: mpsc::Sender<Outgoing> },
-    Message { connection: u64, message: ProxyMessage, descriptors: Vec<OwnedFd> },
-    Gone { connection: u64 },
+    Connected {
+        connection: u64,
+        pid: u32,
+        place: ProxyPlace,
+        /// In whose place it answers DNS queries.
+        resolvers: Vec<IpAddr>,
+        out: mpsc::Sender<Outgoing>,
+    },
+    Message {
+        connection: u64,
+        message: ProxyMessage,
+        descriptors: Vec<OwnedFd>,
+    },
+    Gone {
+        connection: u64,
+    },
 }
 
 /// Listens on `path`; proxies are looked for in the hierarchy of the cgroup2 folder `cgroup`. Returns once it listens.
@@ -91,8 +105,8 @@ async fn converse(
     events: &mpsc::Sender<Event>,
 ) -> Result<(), ConverseError> {
     let hello = tokio::time::timeout(HELLO_TIMEOUT, connection.recv()).await.map_err(|_| ConverseError::NoHello)?;
-    let (version, pid) = match hello {
-        Ok((ProxyMessage::Hello { version, pid }, _)) => (version, pid),
+    let (version, pid, resolvers) = match hello {
+        Ok((ProxyMessage::Hello { version, pid, resolvers }, _)) => (version, pid, resolvers),
         Ok(_) => return Err(ConverseError::NoHello),
         Err(HandoffError::Closed) => return Ok(()),
         Err(error) => return Err(error.into()),
@@ -108,8 +122,9 @@ async fn converse(
     let located = tokio::task::spawn_blocking(move || proxies::locate(seen, home, &cgroup)).await;
     let place = located.map_err(|error| HandoffError::Io(std::io::Error::other(error)))??;
     let (out, queue) = mpsc::channel(QUEUE);
-    let connected = Event::Proxy(ProxyEvent::Connected { connection: number, pid: seen.unwrap_or(pid), place, out });
-    if events.send(connected).await.is_err() {
+    let pid = seen.unwrap_or(pid);
+    let connected = ProxyEvent::Connected { connection: number, pid, place, resolvers, out };
+    if events.send(Event::Proxy(connected)).await.is_err() {
         return Ok(());
     }
     // The agent's task ends a conversation by dropping its sender: a proxy that does not read is made to reconnect.

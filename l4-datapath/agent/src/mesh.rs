@@ -328,7 +328,7 @@ impl Agent {
 
     pub(crate) async fn proxy_event(&mut self, event: ProxyEvent) {
         match event {
-            ProxyEvent::Connected { connection, pid, place, out } => {
+            ProxyEvent::Connected { connection, pid, place, resolvers, out } => {
                 tracing::info!(connection, pid, cgroup = place.cgroup, "proxy connected");
                 if let Err(error) = self.admit(place) {
                     // Its own connections would be captured. Dropping `out` ends the conversation, and it tries again.
@@ -339,6 +339,7 @@ impl Agent {
                     self.retired.push(earlier);
                 }
                 self.revoke_all_grants();
+                self.lead_queries(&resolvers);
                 self.for_every_pod(Event::ProxyConnected).await;
                 self.send(AgentMessage::SnapshotSent, None);
             }

@@ -1,6 +1,7 @@
 //! Where a node proxy runs: its cgroup, by which the kernel programs know its sockets, and its own network namespace.
 //!
 //! The kernel says who is at the other end of the handoff socket; nothing here is taken on the proxy's word.
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use strata_abi::{MAX_PROXIES, ProxyPlace};
@@ -68,6 +69,15 @@ impl Agent {
         }
         if let Err(error) = self.write_proxies(|known| known.retain(|place| here.contains(place))) {
             tracing::error!(%error, "a proxy that is gone could not be forgotten");
+        }
+    }
+
+    /// Queries of meshed pods to these resolvers are the proxy's to answer, wherever it listens for them. So nothing has
+    /// to be undone when it goes: its sockets go with it.
+    pub(crate) fn lead_queries(&self, resolvers: &[IpAddr]) {
+        let wanted = resolvers.iter().map(|ip| (ip.to_canonical().into(), 1)).collect();
+        if let Err(error) = self.datapath.maps().resolvers.sync(&wanted) {
+            tracing::error!(%error, "the pods' DNS queries go past the proxy");
         }
     }
 

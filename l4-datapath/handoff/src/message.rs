@@ -26,7 +26,13 @@ pub enum AgentMessage {
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ProxyMessage {
     /// First message of a connection.
-    Hello { version: u32, pid: u32 },
+    Hello {
+        version: u32,
+        pid: u32,
+        /// Resolvers in whose place the proxy answers DNS queries inside pods. Earlier proxies say nothing of it.
+        #[serde(default)]
+        resolvers: Vec<IpAddr>,
+    },
     /// The proxy listens inside the pod: one descriptor for each kind (`strata_abi::listener`), in this order.
     Listeners { uid: String, kinds: Vec<u32> },
     /// The proxy could not listen inside the pod; the pod stays unenrolled and its status says why.

@@ -8,8 +8,9 @@ use std::{
 
 use crate::{Error, sys};
 
-/// `enum bpf_attach_type` of the kernel for each cgroup hook.
-pub(crate) const CGROUP_HOOKS: [(&str, u32); 8] = [
+/// `enum bpf_attach_type` of the kernel for each cgroup hook. Programs of one hook run in the order they are attached in
+/// (Documentation/bpf/cgroup: `BPF_F_ALLOW_MULTI`).
+pub(crate) const CGROUP_HOOKS: [(&str, u32); 12] = [
     ("connect4", 10),
     ("connect6", 11),
     ("sendmsg4", 14),
@@ -18,6 +19,10 @@ pub(crate) const CGROUP_HOOKS: [(&str, u32); 8] = [
     ("recvmsg6", 20),
     ("getpeername4", 29),
     ("getpeername6", 30),
+    ("dns_connect4", 10),
+    ("dns_connect6", 11),
+    ("dns_sendmsg4", 14),
+    ("dns_sendmsg6", 15),
 ];
 /// tcx ingress and egress of the host-side interface.
 pub(crate) const POD_HOOKS: [(&str, u32); 2] = [("to_pod", 47), ("from_pod", 46)];

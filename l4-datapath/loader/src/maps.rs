@@ -275,6 +275,8 @@ pub struct Maps {
     pub conntrack: Table<FlowKey, FlowState>,
     pub udp_peers: Table<UdpPeerKey, VipRecord>,
     pub affinity: Table<AffinityKey, AffinityEntry>,
+    /// Resolvers in whose place the proxy answers meshed pods.
+    pub resolvers: Table<Addr, u32>,
 }
 
 impl Maps {
@@ -293,6 +295,7 @@ impl Maps {
             conntrack: Table::open(dir, names::CONNTRACK)?,
             udp_peers: Table::open(dir, names::UDP_PEERS)?,
             affinity: Table::open(dir, names::AFFINITY)?,
+            resolvers: Table::open(dir, names::RESOLVERS)?,
         })
     }
 }

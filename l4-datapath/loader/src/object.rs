@@ -22,7 +22,7 @@ pub fn object_bytes() -> &'static [u8] {
 }
 
 /// Programs that are loaded once; `sk_lookup` is loaded for each pod.
-const PROGRAMS: [&str; 10] = [
+const PROGRAMS: [&str; 14] = [
     "connect4",
     "connect6",
     "sendmsg4",
@@ -31,6 +31,10 @@ const PROGRAMS: [&str; 10] = [
     "recvmsg6",
     "getpeername4",
     "getpeername6",
+    "dns_connect4",
+    "dns_connect6",
+    "dns_sendmsg4",
+    "dns_sendmsg6",
     "from_pod",
     "to_pod",
 ];

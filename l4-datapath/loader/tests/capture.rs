@@ -1,12 +1,15 @@
 //! Capture on real sockets: steer, the transparent listener, the guard, fail closed, and what a restart keeps.
 mod support;
 
-use std::{net::SocketAddr, os::fd::AsFd};
+use std::{
+    net::{SocketAddr, UdpSocket},
+    os::fd::AsFd,
+};
 
 use socket2::{Domain, Socket, Type};
 use strata_abi::{
-    DropReason, FlowEvent, Grant, GrantKey, ListenerKey, PolicyEntry, PolicyKey, Prefix, Verdict, direction, hook,
-    listener, policy_verdict, proto, stat,
+    Addr, Backend, BackendKey, DropReason, FlowEvent, Grant, GrantKey, ListenerKey, PolicyEntry, PolicyKey, Prefix,
+    Service, ServiceKey, Verdict, direction, hook, listener, policy_verdict, proto, stat,
 };
 use support::net::{World, inside};
 
@@ -113,6 +116,92 @@ fn outbound_is_steered_with_its_original_destination() {
     assert_eq!(world.outsider(0).run(&format!("tcp {server4}:8080")), "TimedOut");
     assert_eq!(world.outsider(0).run(&format!("tcp [{server6}]:8080")), "TimedOut");
     assert!(drops(&world, DropReason::MeshBypass) >= before + 2);
+}
+
+/// Answers each datagram at `address` inside the pod with its own text, as long as the socket is open.
+fn answer_inside(world: &World, pod: usize, address: &str, says: &'static str) -> UdpSocket {
+    let address: SocketAddr = address.parse().expect("an address");
+    let socket = inside(world.pods[pod].netns.as_fd(), || UdpSocket::bind(address).expect("bind"));
+    let answering = socket.try_clone().expect("a descriptor");
+    // Ends with an error once the socket is shut down.
+    answering.set_read_timeout(Some(std::time::Duration::from_secs(60))).expect("a time");
+    std::thread::spawn(move || {
+        let mut buffer = [0; 512];
+        while let Ok((1.., from)) = answering.recv_from(&mut buffer) {
+            let _ = answering.send_to(says.as_bytes(), from);
+        }
+    });
+    socket
+}
+
+#[test]
+fn queries_to_a_resolver_are_answered_inside_the_pod() {
+    let world = World::new("dns", 2);
+    let resolver = &world.pods[1];
+    let mut app = world.app(1);
+    for ip in [resolver.v4.to_string(), format!("[{}]", resolver.v6)] {
+        assert_eq!(app.run(&format!("serve udp {ip}:53")), "serving");
+        assert_eq!(app.run(&format!("serve udp {ip}:54")), "serving");
+    }
+    let vip = "10.201.200.53";
+    let maps = world.datapath.maps();
+    maps.backends
+        .insert(
+            &BackendKey { backend_set: 1, slot: 0 },
+            &Backend { addr: std::net::IpAddr::from(resolver.v4).into(), port: 53, flags: 1 },
+        )
+        .expect("BACKENDS");
+    let service = Service { backend_set: 1, backend_count: 1, affinity_seconds: 0, flags: 0 };
+    let vip_addr: Addr = vip.parse::<std::net::IpAddr>().expect("an address").into();
+    let vip_key = ServiceKey { addr: vip_addr, port: 53, proto: proto::UDP, _pad: 0 };
+    maps.services.insert(&vip_key, &service).expect("SERVICES");
+    let mut client = world.app(0);
+    let servers = [vip.to_owned(), resolver.v4.to_string(), format!("[{}]", resolver.v6), format!("[::ffff:{vip}]")];
+    let ask_all = |client: &mut support::helper::Helper, said: &str| {
+        for server in &servers {
+            assert_eq!(client.run(&format!("udp sendto {server}:53")), format!("from={server}:53 said={said}"));
+            let connected = client.run(&format!("udp connect {server}:53"));
+            assert_eq!(connected, format!("connected={server}:53 from={server}:53 said={said}"));
+        }
+    };
+    // The proxy listens, and the pod is not meshed; then it is, and the proxy answers for no resolver.
+    let v4 = answer_inside(&world, 0, "127.0.0.1:15053", "here");
+    let v6 = answer_inside(&world, 0, "[::1]:15053", "here");
+    ask_all(&mut client, "hello");
+    world.enroll(0);
+    ask_all(&mut client, "hello");
+    for address in [vip_addr, std::net::IpAddr::from(resolver.v4).into(), std::net::IpAddr::from(resolver.v6).into()] {
+        maps.resolvers.insert(&address, &1).expect("RESOLVERS");
+    }
+    ask_all(&mut client, "here");
+    let server = &servers[1];
+    // Another port is another service; the proxy itself gets through, by the service too.
+    assert_eq!(client.run(&format!("udp sendto {server}:54")), format!("from={server}:54 said=hello"));
+    let asked = world.proxy(0).run(&format!("udp connect {vip}:53"));
+    assert_eq!(asked, format!("connected={server}:53 from={server}:53 said=hello"));
+    // A pod that may not ask the resolver gets no answer from the proxy either.
+    let key =
+        PolicyKey { subject: resolver.security_id, peer: 0, direction: direction::INGRESS, proto: 0, port_be: [0; 2] };
+    let prefix = Prefix::new(PolicyKey::PREFIX_ANY_PROTO, key);
+    let entry = PolicyEntry { verdict: policy_verdict::DENY_DEFAULT, _pad: [0; 3], rule: 3 };
+    maps.policy.insert(&prefix, &entry).expect("POLICY");
+    assert_eq!(client.run(&format!("udp connect {vip}:53")), "EPERM");
+    assert!(maps.policy.remove(&prefix).expect("POLICY"));
+    // The mesh's names outlive the resolver's pods; the proxy is told at once that there are none.
+    let empty = Service { backend_count: 0, ..service };
+    maps.services.insert(&vip_key, &empty).expect("SERVICES");
+    assert_eq!(client.run(&format!("udp connect {vip}:53")), format!("connected={vip}:53 from={vip}:53 said=here"));
+    assert_eq!(client.run(&format!("udp sendto {vip}:53")), format!("from={vip}:53 said=here"));
+    assert_eq!(world.proxy(0).run(&format!("udp connect {vip}:53")), "ECONNREFUSED");
+    maps.services.insert(&vip_key, &service).expect("SERVICES");
+    // Without the proxy names are the resolver's.
+    for socket in [v4, v6] {
+        // Not connected: an error, and the reader wakes up all the same.
+        let _ = socket2::SockRef::from(&socket).shutdown(std::net::Shutdown::Both);
+        drop(socket);
+    }
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    ask_all(&mut client, "hello");
 }
 
 #[test]

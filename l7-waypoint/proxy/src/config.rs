@@ -127,6 +127,13 @@ pub(crate) struct Flags {
     /// Grant the kernel short-cut between pods of this node where only L4 policy applies.
     #[arg(long, value_enum, default_value_t = Switch::On)]
     pub shortcut: Switch,
+    /// Answer the pods' DNS queries for the mesh's names, services without a name in the cluster's DNS among them (role
+    /// node): those to the resolvers of --dns-resolvers; beside istio-cni all that its rules lead here.
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    pub dns_capture: Switch,
+    /// Resolvers asked for other names; those of /etc/resolv.conf if not given.
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    pub dns_resolvers: Vec<IpAddr>,
     /// Serve this waypoint (its Gateway has `strata.io/placement: node`) for our own pods here, without a hop to a
     /// pod of it (role node). May be repeated.
     #[arg(long = "placed-waypoint", value_name = "NAMESPACE/GATEWAY")]
@@ -339,8 +346,18 @@ impl Flags {
             Role::Waypoint => "waypoint",
         };
         let Flags { namespace, name, instance_ip, .. } = self;
-        let domain = self.dns_domain.clone().unwrap_or_else(|| format!("{namespace}.svc.cluster.local"));
+        let domain = self.own_domain();
         format!("{kind}~{instance_ip}~{name}.{namespace}~{domain}")
+    }
+
+    fn own_domain(&self) -> String {
+        self.dns_domain.clone().unwrap_or_else(|| format!("{}.svc.cluster.local", self.namespace))
+    }
+
+    /// DNS domain of the cluster: what follows `.svc.` in our own.
+    pub(crate) fn cluster_domain(&self) -> String {
+        let own = self.own_domain();
+        own.split_once(".svc.").map_or(own.as_str(), |(_, domain)| domain).trim_end_matches('.').to_owned()
     }
 
     /// What istiod is told of us (xds-contract 1.2).

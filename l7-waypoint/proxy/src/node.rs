@@ -33,6 +33,7 @@ use crate::config::{Flags, PodsFrom, Switch};
 use crate::mesh::MeshHandler;
 use crate::telemetry::Telemetry;
 use crate::workers::Workers;
+use dns::Dns;
 use enrolment::Enrolment;
 use grants::Grants;
 use handoff::Agent;
@@ -58,6 +59,7 @@ pub(crate) struct Shared {
     pub pods: Pods,
     pub telemetry: Telemetry,
     pub grants: Grants,
+    pub dns: Arc<Dns>,
     pub live: Live,
     /// Waypoints served here.
     pub placed: Vec<Placed>,
@@ -127,6 +129,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
         pods: Pods::default(),
         telemetry,
         grants: Grants::new(by_agent && flags.shortcut == Switch::On, mesh.clone(), agent.clone()),
+        dns: Arc::new(Dns::new(&flags, mesh.clone(), &registry)),
         live: Live::default(),
         placed,
         agent,

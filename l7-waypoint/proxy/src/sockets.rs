@@ -32,7 +32,7 @@ pub(crate) const OUTBOUND_PORT: u16 = 15001;
 pub(crate) const INBOUND_PORT: u16 = 15006;
 pub(crate) const OWN_PORTS: [u16; 3] = [OUTBOUND_PORT, INBOUND_PORT, l7_hbone::PORT];
 
-/// DNS of the pod, where istio-cni's rules capture it.
+/// DNS of the pod, where it is captured.
 pub(crate) const DNS_PORT: u16 = 15053;
 /// What istio-cni's rules let pass, and by what they find the way back of a hop to the application
 /// (cni/pkg/config of istio/istio, `InpodMark`).
@@ -97,16 +97,21 @@ impl PodSockets {
         })
     }
 
-    /// Opens what [`DNS_PORT`] needs, for the families the namespace has.
+    /// Opens what [`DNS_PORT`] needs, for the families the namespace has. Steered connections come to the outbound
+    /// listener, those to resolvers like all others.
     ///
     /// # Errors
     /// As [`PodSockets::listen`].
-    pub(crate) fn listen_for_dns(&self) -> io::Result<Vec<(UdpSocket, TcpListener)>> {
+    pub(crate) fn listen_for_dns(&self) -> io::Result<Vec<(UdpSocket, Option<TcpListener>)>> {
+        let tcp = |addr| match self.capture {
+            Capture::Steered => Ok(None),
+            Capture::Redirected => listen(addr, self.capture).map(Some),
+        };
         self.netns.run_on_thread(|| {
             let mut out = Vec::with_capacity(2);
             for ip in [LOOPBACK.0, LOOPBACK.1] {
                 let addr = SocketAddr::new(ip, DNS_PORT);
-                let both = bound(addr, Type::DGRAM).and_then(|udp| Ok((udp.into(), listen(addr, self.capture)?)));
+                let both = bound(addr, Type::DGRAM).and_then(|udp| Ok((udp.into(), tcp(addr)?)));
                 out.extend(where_possible(addr, both)?);
             }
             Ok(out)

@@ -305,9 +305,10 @@ async fn names_are_resolved() {
     });
     std::thread::spawn(move || {
         let (mut stream, from) = tcp.accept().unwrap();
-        let mut query = [0; 5];
+        let mut query = [0; 7];
         stream.read_exact(&mut query).unwrap();
-        stream.write_all(&[&query[..], b" answered"].concat()).unwrap();
+        assert_eq!(&query, b"\0\x05query");
+        stream.write_all(b"\0\x0equery answered").unwrap();
         over_tcp.send(from.ip()).unwrap();
     });
     let control = Control::start().await;
@@ -329,7 +330,7 @@ async fn names_are_resolved() {
         String::from_utf8_lossy(&buffer[..length]).into_owned()
     });
     assert_eq!(answer.join().unwrap(), "query answered");
-    assert_eq!(a.ask("10.96.0.10:53", false, "query").unwrap(), "query answered");
+    assert_eq!(a.ask("10.96.0.10:53", false, "\0\x05query").unwrap(), "\0\x0equery answered");
     // It sees the pod.
     assert_eq!((asked.recv().unwrap(), asked.recv().unwrap()), (a.ip.into(), a.ip.into()));
 }

@@ -11,10 +11,13 @@ mod policies;
 mod world;
 
 use std::io::{Read, Write};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use hickory_proto::op::{Message, Query, ResponseCode};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 use policies::{denied_by_identity, is_cut, payments, payments_service, plaintext_ends_with_strict, strict};
 use strata_handoff::{ProxyMessage, ShortCut};
 use world::{Control, NodeProxy, Pod, exchange, link, workload};
@@ -238,4 +241,145 @@ async fn a_successor_takes_over_without_a_lost_connection() {
     for caller in callers {
         assert!(caller.join().unwrap() > 100);
     }
+}
+
+/// A query for IPv4 addresses.
+fn query(name: &str) -> Message {
+    let mut message = Message::query();
+    message.metadata.id = rand::random();
+    message.metadata.recursion_desired = true;
+    message.add_query(Query::query(Name::from_ascii(name).unwrap(), RecordType::A));
+    message
+}
+
+/// What an answer says: its code, or its addresses.
+fn said(answer: &[u8], query: &Message) -> String {
+    let answer = Message::from_vec(answer).unwrap();
+    assert_eq!((answer.metadata.id, &answer.queries), (query.metadata.id, &query.queries));
+    match answer.metadata.response_code {
+        ResponseCode::NoError => answer.answers.iter().map(|record| record.data.to_string()).collect(),
+        code => code.to_string(),
+    }
+}
+
+/// Asks as the hooks would lead a pod's query, over UDP.
+fn ask_for(pod: &Pod, name: &str) -> String {
+    let query = query(name);
+    let bytes = query.to_vec().unwrap();
+    let answer = pod.run(move || {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        socket.connect("127.0.0.1:15053").unwrap();
+        socket.send(&bytes).unwrap();
+        let mut buffer = [0; 1232];
+        let length = socket.recv(&mut buffer).expect("an answer");
+        buffer[..length].to_vec()
+    });
+    said(&answer.join().unwrap(), &query)
+}
+
+/// A resolver to whom every name is 192.0.2.1; says who asks it.
+fn resolver(pod: &Pod) -> std::sync::mpsc::Receiver<IpAddr> {
+    let (sender, asked) = std::sync::mpsc::channel();
+    let over_tcp = sender.clone();
+    let answer = |query: &[u8]| {
+        let mut message = Message::from_vec(query).unwrap();
+        let owner = message.queries[0].name().clone();
+        message.add_answer(Record::from_rdata(owner, 5, RData::A(Ipv4Addr::new(192, 0, 2, 1).into())));
+        message.into_response().to_vec().unwrap()
+    };
+    let udp = pod.run(|| UdpSocket::bind("0.0.0.0:53").unwrap()).join().unwrap();
+    let tcp = pod.run(|| TcpListener::bind("0.0.0.0:53").unwrap()).join().unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 1232];
+        while let Ok((length, from)) = udp.recv_from(&mut buffer) {
+            udp.send_to(&answer(&buffer[..length]), from).unwrap();
+            let _ = sender.send(from.ip());
+        }
+    });
+    std::thread::spawn(move || {
+        for stream in tcp.incoming() {
+            let mut stream = stream.unwrap();
+            let from = stream.peer_addr().unwrap().ip();
+            let mut length = [0; 2];
+            while stream.read_exact(&mut length).is_ok() {
+                let mut query = vec![0; usize::from(u16::from_be_bytes(length))];
+                stream.read_exact(&mut query).unwrap();
+                let said = answer(&query);
+                stream.write_all(&[&(said.len() as u16).to_be_bytes(), said.as_slice()].concat()).unwrap();
+                let _ = over_tcp.send(from);
+            }
+        }
+    });
+    asked
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_meshs_names_are_answered_in_the_pod() {
+    let a = Pod::new("h5-a", Ipv4Addr::new(10, 44, 5, 1));
+    let dns = Pod::new("h5-dns", Ipv4Addr::new(10, 44, 5, 2));
+    link(&a, &dns, "eth0");
+    a.rules();
+    let asked = resolver(&dns);
+    let control = Control::start().await;
+    control.workload(workload(&a, "checkout"));
+    control.service(payments_service());
+    let outside = w::Service {
+        hostname: "api.example.com".to_owned(),
+        addresses: vec![w::NetworkAddress { address: vec![240, 240, 0, 1].into(), ..Default::default() }],
+        ..payments_service()
+    };
+    control.service(outside);
+    let pods = [(&a, "checkout")];
+    let mut proxy = NodeProxy::start_with(&control, &pods, &["--dns-resolvers", "10.44.5.2"]).await;
+
+    let service = payments_service().hostname;
+    assert_eq!(ask_for(&a, &format!("{service}.")), "10.96.0.1");
+    assert_eq!(ask_for(&a, "api.example.com."), "240.240.0.1");
+    assert!(asked.try_recv().is_err(), "the resolver was asked for what the mesh knows");
+    // What it does not know is asked for in the pod's name.
+    assert_eq!(ask_for(&a, "example.org."), "192.0.2.1");
+    assert_eq!(asked.recv().unwrap(), IpAddr::V4(a.ip));
+    // Over TCP, steered as any connection of the pod: both on one connection.
+    let stream = a.connect("10.44.5.2:53", true);
+    let mut stream = stream.unwrap();
+    for (name, expected) in [(format!("{service}."), "10.96.0.1"), ("example.org.".to_owned(), "192.0.2.1")] {
+        let query = query(&name);
+        let bytes = query.to_vec().unwrap();
+        stream.write_all(&[&(bytes.len() as u16).to_be_bytes(), bytes.as_slice()].concat()).unwrap();
+        let mut length = [0; 2];
+        stream.read_exact(&mut length).unwrap();
+        let mut answer = vec![0; usize::from(u16::from_be_bytes(length))];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(said(&answer, &query), expected);
+    }
+    assert_eq!(asked.recv().unwrap(), IpAddr::V4(a.ip));
+    let metrics = proxy.metrics().await;
+    for expected in
+        ["istio_dns_requests_total 5", "istio_dns_upstream_requests_total 2", "istio_dns_upstream_failures_total 0"]
+    {
+        assert!(metrics.lines().any(|line| line == expected), "{expected}:\n{metrics}");
+    }
+
+    // No name is lost when a successor takes over.
+    let stop = Arc::new(AtomicBool::new(false));
+    let asking = {
+        let (stop, name) = (stop.clone(), format!("{service}."));
+        a.run(move || {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            let (mut answered, mut buffer) = (0u32, [0; 1232]);
+            while !stop.load(Ordering::Relaxed) {
+                let query = query(&name);
+                socket.send_to(&query.to_vec().unwrap(), SocketAddr::from(([127, 0, 0, 1], 15053))).unwrap();
+                let length = socket.recv(&mut buffer).expect("an answer");
+                assert_eq!(said(&buffer[..length], &query), "10.96.0.1");
+                answered += 1;
+            }
+            answered
+        })
+    };
+    assert!(proxy.succeed(&control, &pods).await.success());
+    stop.store(true, Ordering::Relaxed);
+    assert!(asking.join().unwrap() > 100);
 }

@@ -21,16 +21,16 @@ use crate::{
     maps::{Kernel, PODS, TRANSLATIONS, UDP_PEERS, count},
 };
 
-const ALLOW: i32 = 1;
-const REFUSE: i32 = 0;
+pub(super) const ALLOW: i32 = 1;
+pub(super) const REFUSE: i32 = 0;
 const SOL_SOCKET: i32 = 1;
 const SO_BINDTODEVICE: i32 = 25;
 const SO_MARK: i32 = 36;
 const IPPROTO_TCP: u32 = 6;
-const IPPROTO_UDP: u32 = 17;
+pub(super) const IPPROTO_UDP: u32 = 17;
 const IPPROTO_MPTCP: u32 = 262;
 /// `BPF_NOEXIST`: only if it is new.
-const NO_EXIST: u64 = 1;
+pub(super) const NO_EXIST: u64 = 1;
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
@@ -53,12 +53,12 @@ pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
 }
 
 /// What was asked, kept for the record.
-struct Asked<'a> {
-    dst: Addr,
-    dst_port: u16,
-    proto: u8,
-    pod: Option<&'a PodRecord>,
-    netns_cookie: u64,
+pub(super) struct Asked<'a> {
+    pub(super) dst: Addr,
+    pub(super) dst_port: u16,
+    pub(super) proto: u8,
+    pub(super) pod: Option<&'a PodRecord>,
+    pub(super) netns_cookie: u64,
 }
 
 #[inline(always)]
@@ -192,7 +192,7 @@ fn refuse(ctx: &SockAddrContext, asked: &Asked<'_>, decision: &Decision, errno: 
 }
 
 #[inline(always)]
-fn remember(ctx: &SockAddrContext, asked: &Asked<'_>, decision: &Decision) {
+pub(super) fn remember(ctx: &SockAddrContext, asked: &Asked<'_>, decision: &Decision) {
     let mut translation = Translation {
         vip: asked.dst,
         backend: decision.dst,
@@ -218,7 +218,7 @@ fn forget(ctx: &SockAddrContext) {
 }
 
 #[inline(always)]
-fn report(ctx: &SockAddrContext, asked: &Asked<'_>, decision: &Decision, at: u8) {
+pub(super) fn report(ctx: &SockAddrContext, asked: &Asked<'_>, decision: &Decision, at: u8) {
     let src = match asked.pod {
         Some(pod) => *own_address(pod, &decision.dst),
         None => Addr::UNSPECIFIED,

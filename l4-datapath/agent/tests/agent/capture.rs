@@ -1,6 +1,6 @@
 //! Enrolment over the real handoff; the test plays the proxy's end.
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -25,10 +25,16 @@ struct Proxy {
 
 impl Proxy {
     fn connect(node: &Node) -> Proxy {
+        Proxy::answering_for(node, &[])
+    }
+
+    /// One that answers DNS queries in the place of `resolvers`.
+    fn answering_for(node: &Node, resolvers: &[IpAddr]) -> Proxy {
         let runtime = Runtime::new().unwrap();
         let connection = runtime.block_on(async { ProxyEnd::connect(&node.run_dir().join("handoff.sock")) }).unwrap();
         let proxy = Proxy { runtime, connection, listeners: HashMap::new(), pods: HashMap::new() };
-        proxy.say(&ProxyMessage::Hello { version: VERSION, pid: std::process::id() }, &[]);
+        let resolvers = resolvers.to_vec();
+        proxy.say(&ProxyMessage::Hello { version: VERSION, pid: std::process::id(), resolvers }, &[]);
         assert_eq!(proxy.hear().0, AgentMessage::Hello { version: VERSION, node: node.name.clone() });
         proxy
     }
@@ -117,6 +123,31 @@ fn client(node: &Node, pod: &Pod, to: IpAddr, port: u16) -> Child {
     let mut command = Command::new("bash");
     command.args(["-c", &script]).stdout(Stdio::null()).stderr(Stdio::null());
     pod.sandbox.inside(|| command.spawn().unwrap())
+}
+
+/// Asks `server` as a resolver's stub does, in a process of the node's cgroup inside the pod; what comes back.
+fn ask(node: &Node, pod: &Pod, server: IpAddr) -> String {
+    let procs = node.cgroup().join("cgroup.procs");
+    // One datagram each way; bash closes its end only after the answer.
+    let script = format!(
+        "echo $$ > {} && exec 3<>/dev/udp/{server}/53 && printf query >&3 && timeout 2 dd bs=64 count=1 <&3 2>/dev/null",
+        procs.display()
+    );
+    let mut command = Command::new("bash");
+    command.args(["-c", &script]).stdin(Stdio::null()).stderr(Stdio::null());
+    let output = pod.sandbox.inside(|| command.output().unwrap());
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Answers every datagram at `addr` inside the pod.
+fn answer(pod: &Pod, addr: SocketAddr, says: &'static str) {
+    let socket = pod.sandbox.inside(|| UdpSocket::bind(addr).unwrap());
+    std::thread::spawn(move || {
+        let mut buffer = [0; 64];
+        while let Ok((1.., from)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(says.as_bytes(), from);
+        }
+    });
 }
 
 fn mesh(labels: &str) -> String {
@@ -297,4 +328,26 @@ fn an_add_into_the_mesh_returns_when_the_pod_is_captured() {
         assert!(outcome.json["details"].as_str().unwrap().contains("no room"), "{}", outcome.json);
     });
     assert!(eventually(|| node.status()["pods"].as_array().unwrap().len() == 1), "{}", node.status());
+}
+
+#[test]
+fn queries_of_meshed_pods_go_to_the_proxy_that_stands_for_their_resolver() {
+    let (node, a, b) = cluster();
+    for ip in [b.v4, b.v6] {
+        answer(&b, (ip, 53).into(), "resolver");
+    }
+    let mut proxy = Proxy::answering_for(&node, &[b.v4, b.v6]);
+    assert_eq!(proxy.snapshot(), 0);
+    node.write("namespace.yaml", &mesh(AMBIENT));
+    enrol(&node, &mut proxy, 2);
+    // Meshed, and the proxy does not listen in this pod (yet).
+    assert_eq!((ask(&node, &a, b.v4), ask(&node, &a, b.v6)), ("resolver".to_owned(), "resolver".to_owned()));
+    for addr in ["127.0.0.1:15053", "[::1]:15053"] {
+        answer(&a, addr.parse().unwrap(), "proxy");
+    }
+    assert_eq!((ask(&node, &a, b.v4), ask(&node, &a, b.v6)), ("proxy".to_owned(), "proxy".to_owned()));
+    // A successor that answers no names.
+    let mut next = Proxy::connect(&node);
+    assert_eq!(next.snapshot(), 2);
+    assert_eq!(ask(&node, &a, b.v4), "resolver");
 }

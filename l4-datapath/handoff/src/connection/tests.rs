@@ -31,8 +31,8 @@ async fn pair(folder: &tempfile::TempDir) -> (AgentEnd, ProxyEnd) {
 async fn messages_carry_working_descriptors() {
     let folder = tempfile::tempdir().unwrap();
     let (agent, proxy) = pair(&folder).await;
-    proxy.send(&ProxyMessage::Hello { version: VERSION, pid: 1 }, &[]).await.unwrap();
-    assert_eq!(agent.recv().await.unwrap().0, ProxyMessage::Hello { version: VERSION, pid: 1 });
+    proxy.send(&ProxyMessage::Hello { version: VERSION, pid: 1, resolvers: vec![] }, &[]).await.unwrap();
+    assert_eq!(agent.recv().await.unwrap().0, ProxyMessage::Hello { version: VERSION, pid: 1, resolvers: vec![] });
 
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     agent.send(&AgentMessage::PodAdded { pod: pod() }, &[theirs.as_fd()]).await.unwrap();

@@ -100,6 +100,9 @@ pub(crate) fn translate(arguments: Vec<String>, env: &Environment) -> Result<Tra
     }
     if istio == Some(Istio::Ztunnel) {
         found.add_some("pods-from", pods_from(env)?.as_deref());
+        // As ztunnel reads it: anything but true is no.
+        let capture = env.get("ISTIO_META_DNS_CAPTURE").map(|value| value.eq_ignore_ascii_case("true"));
+        found.add_some("dns-capture", capture.map(|on| if on { "on" } else { "off" }));
     }
     for (flag, names) in VARIABLES {
         found.add_some(flag, env.first(names));

@@ -13,7 +13,6 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use xds_model::spiffe::SpiffeId;
 
-use super::dns::{self, Resolvers};
 use super::pods::Pod;
 use super::{Shared, Worker, inbound, outbound, passthrough};
 use crate::config::Flags;
@@ -70,7 +69,6 @@ pub(crate) struct Enrolment {
     workers: Workers<Arc<Worker>>,
     trust_domain: String,
     capture: Capture,
-    resolvers: Resolvers,
     /// How long connections of a pod that left may go on where its rules left before it.
     grace: Duration,
     home: Arc<OwnedFd>,
@@ -93,7 +91,6 @@ impl Enrolment {
             workers,
             trust_domain: flags.trust_domain.clone(),
             capture: flags.pods_from.capture(),
-            resolvers: Resolvers::of_process(),
             grace: flags.drain_deadline(),
             home: netns::current()?,
             ready: Some(ready),
@@ -172,13 +169,29 @@ impl Enrolment {
             let accepting = Accepting { pod, kind, workers, turn: first, watch };
             self.workers.run(first, move |_| drop(tokio::spawn(accepting.run(socket)))).await;
         }
-        if self.capture == Capture::Redirected {
-            let sockets = pod.sockets.clone();
-            let listening = blocking(move || sockets.listen_for_dns()).await?;
-            let (pod, resolvers) = (pod.clone(), self.resolvers.clone());
-            self.workers.run(first, move |_| dns::serve(&pod, &resolvers, listening)).await;
+        self.open_dns(pod, first).await
+    }
+
+    async fn open_dns(&self, pod: &Arc<Pod>, worker: usize) -> std::io::Result<()> {
+        let dns = self.shared.dns.clone();
+        // istio-cni's rules lead queries here whether we know names or not.
+        if self.capture == Capture::Steered && dns.stands_for().is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let sockets = pod.sockets.clone();
+        match blocking(move || sockets.listen_for_dns()).await {
+            Ok(listening) => {
+                let pod = pod.clone();
+                self.workers.run(worker, move |_| dns.serve(&pod, listening)).await;
+                Ok(())
+            }
+            // The hooks look for our socket: without it the pod's queries go where they went before.
+            Err(error) if self.capture == Capture::Steered => {
+                tracing::warn!(pod = pod.info.uid, %error, "the pod is not told the mesh's names");
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Lets a pod go; one that is not known is gone already.

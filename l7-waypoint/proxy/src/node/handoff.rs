@@ -22,7 +22,8 @@ impl PodSource for Agent {
 
 impl Agent {
     async fn serve(&mut self, connection: &ProxyEnd, pods: &mut Enrolment) -> HandoffError {
-        let hello = ProxyMessage::Hello { version: VERSION, pid: std::process::id() };
+        let resolvers = pods.shared.dns.stands_for();
+        let hello = ProxyMessage::Hello { version: VERSION, pid: std::process::id(), resolvers };
         if let Err(error) = connection.send(&hello, &[]).await {
             return error;
         }

@@ -41,6 +41,9 @@ pub(crate) async fn serve(
         }
     };
     let _ = client.set_nodelay(true); // see local::open
+    if worker.shared.dns.stands_at(original) {
+        return worker.shared.dns.connection(&pod, client).await;
+    }
     let mut connection = Outbound {
         worker,
         pod,

@@ -1,0 +1,194 @@
+//! DNS queries of meshed pods: to the proxy inside the pod, which knows the mesh's names and asks the resolver for others.
+//! Its own queries there find the resolver by its service, as the pod's would.
+//!
+//! Programs of their own, which run after those of `connect.rs` at the same hooks: those have no stack left (the kernel gives
+//! 512 bytes), and have translated the resolver's service and asked policy by then. As long as nobody listens in the pod,
+//! nothing is touched: names are the resolver's alone, as they are outside the mesh.
+use core::mem::size_of_val;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::generated::{bpf_get_retval, bpf_set_retval, bpf_sk_lookup_udp, bpf_sk_release},
+    macros::cgroup_sock_addr,
+    programs::SockAddrContext,
+};
+use strata_abi::{Addr, DropReason, UdpPeerKey, Verdict, VipRecord, direction, hook, identity, pod_flag, proto, stat};
+use strata_bpf_core::{
+    DNS_CAPTURE_PORT, DNS_PORT,
+    connect::{Action, Decision, errno},
+    service::{self, Target},
+};
+
+use super::{
+    connect::{ALLOW, Asked, IPPROTO_UDP, NO_EXIST, REFUSE, remember, report},
+    sock_addr::{Family, V4, V6, bound_device, from_proxy, netns_cookie, port, protocol, set_port, socket_cookie},
+};
+use crate::maps::{Kernel, PODS, RESOLVERS, TRANSLATIONS, UDP_PEERS, count};
+
+/// `BPF_F_CURRENT_NETNS`.
+const CURRENT_NETNS: u64 = u64::MAX;
+
+#[cgroup_sock_addr(connect4)]
+pub fn dns_connect4(ctx: SockAddrContext) -> i32 {
+    connect::<V4>(&ctx)
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn dns_connect6(ctx: SockAddrContext) -> i32 {
+    connect::<V6>(&ctx)
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+pub fn dns_sendmsg4(ctx: SockAddrContext) -> i32 {
+    sendmsg::<V4>(&ctx)
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn dns_sendmsg6(ctx: SockAddrContext) -> i32 {
+    sendmsg::<V6>(&ctx)
+}
+
+#[inline(always)]
+fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
+    let protocol = protocol(ctx);
+    let netns_cookie = netns_cookie(ctx);
+    let (mut dst, mut dst_port) = (F::read(ctx), port(ctx));
+    if dst_port == DNS_PORT && from_proxy(netns_cookie) {
+        return ask::<F>(ctx, dst, protocol, netns_cookie);
+    }
+    if protocol != IPPROTO_UDP {
+        return ALLOW;
+    }
+    // SAFETY: the context's socket is live.
+    let noted = unsafe { TRANSLATIONS.get_ptr_mut(ctx) };
+    if !noted.is_null() {
+        // SAFETY: the socket's own storage, not null.
+        let noted = unsafe { &*noted };
+        if noted.backend_port != 0 && noted.backend_port == dst_port && noted.backend == dst {
+            (dst, dst_port) = (noted.vip, noted.vip_port);
+        }
+    }
+    if let Some((asked, decision)) = query(ctx, dst, dst_port)
+        && lead::<F>(ctx, &decision)
+    {
+        remember(ctx, &asked, &decision);
+        count(stat::CONNECT_STEERED, 1);
+        report(ctx, &asked, &decision, hook::CONNECT);
+    }
+    ALLOW
+}
+
+/// The proxy asks in a pod's place. What the pod's policy says of that it says to the packets; nothing is noted, as the proxy
+/// does not care who its peer is.
+#[inline(always)]
+fn ask<F: Family>(ctx: &SockAddrContext, resolver: Addr, protocol: u32, netns_cookie: u64) -> i32 {
+    let proto = if protocol == IPPROTO_UDP { proto::UDP } else { proto::TCP };
+    match service::resolve(&Kernel, &resolver, DNS_PORT, proto, netns_cookie) {
+        Target::Backend(backend) if F::write(ctx, &backend.addr) => set_port(ctx, backend.port),
+        Target::Backend(_) | Target::Plain => {}
+        Target::NoBackend | Target::UnknownPort => {
+            // SAFETY: a negative errno, as the helper wants.
+            unsafe { bpf_set_retval(-errno::ECONNREFUSED) };
+            return REFUSE;
+        }
+    }
+    ALLOW
+}
+
+/// Datagrams with an address of their own: only the first to a resolver is reported.
+#[inline(always)]
+fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
+    if protocol(ctx) != IPPROTO_UDP {
+        return ALLOW;
+    }
+    let (mut dst, mut dst_port) = (F::read(ctx), port(ctx));
+    let mut key = UdpPeerKey { cookie: socket_cookie(ctx), backend: dst, backend_port: dst_port, _pad: [0; 6] };
+    // SAFETY: an LRU element may be reused under us: then the query goes where it went before us.
+    if let Some(record) = unsafe { UDP_PEERS.get(&key) } {
+        (dst, dst_port) = (record.vip, record.vip_port);
+    }
+    if let Some((asked, decision)) = query(ctx, dst, dst_port)
+        && lead::<F>(ctx, &decision)
+    {
+        (key.backend, key.backend_port) = (decision.dst, decision.dst_port);
+        let vip = VipRecord { vip: asked.dst, vip_port: asked.dst_port, _pad: 0 };
+        if UDP_PEERS.insert(&key, &vip, NO_EXIST).is_ok() {
+            count(stat::CONNECT_STEERED, 1);
+            report(ctx, &asked, &decision, hook::SENDMSG);
+        } else {
+            let _ = UDP_PEERS.insert(&key, &vip, 0);
+        }
+    }
+    ALLOW
+}
+
+/// What is done with a datagram to `dst` (the resolver's service, where it has one), if it is a query the proxy answers.
+#[inline(always)]
+fn query(ctx: &SockAddrContext, dst: Addr, dst_port: u16) -> Option<(Asked<'static>, Decision)> {
+    if dst_port != DNS_PORT || bound_device(ctx) != 0 {
+        return None;
+    }
+    let netns_cookie = netns_cookie(ctx);
+    // SAFETY: sparse hash elements are freed by RCU, after this program.
+    let pod = unsafe { PODS.get(&netns_cookie) }?;
+    // SAFETY: as above; nothing is read of it.
+    if pod.flags & pod_flag::ENROLLED == 0
+        || unsafe { RESOLVERS.get(&dst) }.is_none()
+        || from_proxy(netns_cookie)
+        || !somebody_answers(ctx, dst.as_v4().is_none())
+    {
+        return None;
+    }
+    // What policy refused stays refused. That nobody is behind the resolver's service is no matter to the mesh's names.
+    // SAFETY: no argument, no precondition.
+    match -unsafe { bpf_get_retval() } {
+        0 => {}
+        // SAFETY: as the helper wants.
+        errno::ECONNREFUSED => drop(unsafe { bpf_set_retval(0) }),
+        _ => return None,
+    }
+    let decision = Decision {
+        action: Action::Rewrite,
+        verdict: Verdict::Redirected,
+        reason: DropReason::None,
+        dst: if dst.as_v4().is_some() { Addr::LOOPBACK_V4 } else { Addr::LOOPBACK_V6 },
+        dst_port: DNS_CAPTURE_PORT,
+        src_id: pod.security_id,
+        dst_id: identity::HOST,
+        rule: 0,
+        direction: direction::EGRESS,
+    };
+    Some((Asked { dst, dst_port, proto: proto::UDP, pod: Some(pod), netns_cookie }, decision))
+}
+
+#[inline(always)]
+fn lead<F: Family>(ctx: &SockAddrContext, decision: &Decision) -> bool {
+    let written = F::write(ctx, &decision.dst);
+    if written {
+        set_port(ctx, decision.dst_port);
+    }
+    written
+}
+
+/// Whether a socket is bound where the proxy answers, in the caller's namespace.
+#[inline(always)]
+fn somebody_answers(ctx: &SockAddrContext, v6: bool) -> bool {
+    // `struct bpf_sock_tuple` (include/uapi/linux/bpf.h): source and destination, then their ports, in network byte order.
+    let ports = u32::from(DNS_CAPTURE_PORT).to_be();
+    let mut v4_tuple = [0, u32::from_ne_bytes([127, 0, 0, 1]), ports];
+    let mut v6_tuple = [0, 0, 0, 0, 0, 0, 0, 1u32.to_be(), ports];
+    let (tuple, size) = if v6 {
+        (v6_tuple.as_mut_ptr(), size_of_val(&v6_tuple))
+    } else {
+        (v4_tuple.as_mut_ptr(), size_of_val(&v4_tuple))
+    };
+    // SAFETY: the context of this hook, a live buffer of the length said; the socket is given back at once.
+    unsafe {
+        let socket = bpf_sk_lookup_udp(ctx.as_ptr(), tuple.cast(), size as u32, CURRENT_NETNS, 0);
+        if socket.is_null() {
+            return false;
+        }
+        bpf_sk_release(socket.cast());
+    }
+    true
+}
