@@ -141,7 +141,7 @@ async fn parts(
     if args.bpffs.starts_with("/sys/fs/bpf") {
         l4_loader::ensure_bpffs()?;
     }
-    let datapath = Datapath::load(&LoadOptions { bpffs: args.bpffs.clone(), cgroup })?;
+    let datapath = Datapath::load(&LoadOptions { bpffs: args.bpffs.clone(), cgroup, features: None })?;
     let tables = Tables::read(datapath.maps(), &node, state.identities())?;
     Ok(Parts {
         node,

@@ -9,6 +9,8 @@
 //! `strata-bpf-core`'s.
 mod error;
 mod events;
+mod features;
+mod filters;
 mod links;
 mod maps;
 mod object;
@@ -23,6 +25,7 @@ use std::{
 
 pub use error::Error;
 pub use events::Events;
+pub use features::Features;
 pub use links::PodLinks;
 pub use maps::{Changes, Config, Counters, Listeners, Maps, Table};
 pub use object::object_bytes;
@@ -37,6 +40,8 @@ pub struct LoadOptions {
     pub bpffs: PathBuf,
     /// cgroup v2 folder: sockets of processes at or below it meet the connect hooks.
     pub cgroup: PathBuf,
+    /// What of the kernel to use; `None`: all it has.
+    pub features: Option<Features>,
 }
 
 /// What [`Datapath::attach_pod`] needs.
@@ -61,6 +66,7 @@ pub struct PodLookup {
 #[derive(Debug)]
 pub struct Datapath {
     dir: PathBuf,
+    features: Features,
     programs: object::Programs,
     links: Links,
     maps: Maps,
@@ -83,9 +89,19 @@ impl Datapath {
         if !is_bpffs(&dir)? {
             return Err(Error::NotBpffs { path: options.bpffs.clone() });
         }
-        let programs = object::load_all(&dir)?;
+        let errno = match options.features {
+            Some(features) => features.errno,
+            None => features::errno()?,
+        };
+        let programs = object::load_all(&dir, errno)?;
+        let tcx = match options.features {
+            Some(features) => features.tcx,
+            None => features::tcx(programs.get("from_pod")?),
+        };
+        let features = Features { errno, tcx };
+        tracing::info!(?features, "programs loaded");
         let maps = Maps::open(&dir)?;
-        let datapath = Datapath { dir, programs, links: Links::new(links_dir), maps };
+        let datapath = Datapath { dir, features, programs, links: Links::new(links_dir), maps };
         datapath.attach_cgroup(&options.cgroup)?;
         Ok(datapath)
     }
@@ -101,6 +117,11 @@ impl Datapath {
         Ok(())
     }
 
+    /// What of the kernel is used.
+    pub fn features(&self) -> Features {
+        self.features
+    }
+
     /// The maps.
     pub fn maps(&self) -> &Maps {
         &self.maps
@@ -109,18 +130,16 @@ impl Datapath {
     /// Attaches `from_pod` and `to_pod` to the pod's host-side interface, or replaces what is attached by this
     /// build's programs. Fill `PODS_BY_IFINDEX` first: an interface it does not know drops everything.
     pub fn attach_pod(&self, pod: &PodAttach) -> Result<(), Error> {
-        for (program, attach_type) in links::POD_HOOKS {
-            let name = links::pod_link(program, pod.pod_index);
-            let target = Target::Interface { ifindex: pod.ifindex };
-            self.links.ensure(&name, self.programs.get(program)?, attach_type, target)?;
-        }
-        Ok(())
+        links::POD_HOOKS.into_iter().try_for_each(|hook| {
+            let program = self.programs.get(hook.0)?;
+            self.links.ensure_at_pod(hook, program, (pod.pod_index, pod.ifindex), self.features.tcx)
+        })
     }
 
     /// Attaches the pod's own instance of `sk_lookup` to its network namespace, or replaces it in place.
     /// From then on new TCP connections to or looped back in the namespace are the proxy's: fill `LISTENERS` first.
     pub fn attach_sk_lookup(&self, pod: &PodLookup, netns: BorrowedFd<'_>) -> Result<(), Error> {
-        let program = object::load_sk_lookup(&self.dir, pod)?;
+        let program = object::load_sk_lookup(&self.dir, pod, self.features.errno)?;
         let name = links::pod_link("sk_lookup", pod.pod_index);
         self.links.ensure(&name, program.as_fd(), links::SK_LOOKUP, Target::netns(netns)?)
     }
@@ -130,11 +149,11 @@ impl Datapath {
         self.links.remove(&links::pod_link("sk_lookup", pod_index))
     }
 
-    /// Detaches everything of a pod; false if there was nothing.
+    /// Detaches everything of a pod, in the namespace its interface is in; false if there was nothing.
     pub fn detach_pod(&self, pod_index: u32) -> Result<bool, Error> {
         let mut found = self.detach_sk_lookup(pod_index)?;
         for (program, _) in links::POD_HOOKS {
-            found |= self.links.remove(&links::pod_link(program, pod_index))?;
+            found |= self.links.remove_at_pod(program, pod_index)?;
         }
         Ok(found)
     }

@@ -6,7 +6,11 @@ use std::{
     path::PathBuf,
 };
 
-use crate::{Error, sys};
+use crate::{
+    Error,
+    filters::{self, Place},
+    sys,
+};
 
 /// `enum bpf_attach_type` of the kernel for each cgroup hook. Programs of one hook run in the order they are attached in
 /// (Documentation/bpf/cgroup: `BPF_F_ALLOW_MULTI`).
@@ -25,7 +29,8 @@ pub(crate) const CGROUP_HOOKS: [(&str, u32); 12] = [
     ("dns_sendmsg6", 15),
 ];
 /// tcx ingress and egress of the host-side interface.
-pub(crate) const POD_HOOKS: [(&str, u32); 2] = [("to_pod", 47), ("from_pod", 46)];
+pub(crate) const POD_HOOKS: [(&str, u32); 2] = [("to_pod", 47), ("from_pod", TCX_INGRESS)];
+pub(crate) const TCX_INGRESS: u32 = 46;
 pub(crate) const SK_LOOKUP: u32 = 36;
 
 /// Which links of a pod are pinned.
@@ -125,6 +130,25 @@ impl Links {
         sys::obj_pin(link.as_fd(), &path).map_err(|e| fail("pin the link at", e))
     }
 
+    /// After this, `program` runs at a pod's interface: by a link, or by a filter where the kernel has none.
+    pub(crate) fn ensure_at_pod(
+        &self,
+        (name, attach_type): (&str, u32),
+        program: BorrowedFd<'_>,
+        (pod_index, ifindex): (u32, u32),
+        tcx: bool,
+    ) -> Result<(), Error> {
+        if tcx {
+            return self.ensure(&pod_link(name, pod_index), program, attach_type, Target::Interface { ifindex });
+        }
+        filters::ensure(&self.dir, Place { program: name, ifindex, pod_index }, program)
+    }
+
+    /// The reverse of [`Links::ensure_at_pod`], whichever way it was; false if there was nothing.
+    pub(crate) fn remove_at_pod(&self, program: &str, pod_index: u32) -> Result<bool, Error> {
+        Ok(self.remove(&pod_link(program, pod_index))? | filters::remove(&self.dir, program, pod_index)?)
+    }
+
     /// Detaches and unpins; false if there was no such link.
     pub(crate) fn remove(&self, name: &str) -> Result<bool, Error> {
         let path = self.dir.join(name);
@@ -151,6 +175,18 @@ impl Links {
         for entry in std::fs::read_dir(&self.dir).map_err(fail)? {
             let entry = entry.map_err(fail)?;
             let name = entry.file_name();
+            if let Some(place) = name.to_str().and_then(Place::read) {
+                let links = pods.entry(place.pod_index).or_default();
+                match place.program {
+                    "from_pod" => {
+                        links.from_pod = true;
+                        links.ifindex = place.interface().map_or(0, |_| place.ifindex);
+                    }
+                    "to_pod" => links.to_pod = true,
+                    _ => {}
+                }
+                continue;
+            }
             let Some((program, index)) = name.to_str().and_then(|n| n.rsplit_once('_')) else { continue };
             let Ok(index) = index.parse::<u32>() else { continue };
             let links = pods.entry(index).or_default();

@@ -64,9 +64,10 @@ impl Programs {
 
 /// Loads everything that is one a node. `sk_lookup` is verified too (with no pod), so that a
 /// program the kernel refuses is known at start and not at the first enrolment.
-pub(crate) fn load_all(dir: &Path) -> Result<Programs, Error> {
+/// `errno`: see [`crate::Features`].
+pub(crate) fn load_all(dir: &Path, errno: bool) -> Result<Programs, Error> {
     let none = PodLookup { pod_index: u32::MAX, v4: None, v6: None, netns_cookie: 0, security_id: 0 };
-    let mut object = load_object(dir, &none)?;
+    let mut object = load_object(dir, &none, errno)?;
     let mut loaded = Programs { programs: BTreeMap::new(), instruction_counts: BTreeMap::new() };
     for name in PROGRAMS.into_iter().chain([POD_LOOKUP]) {
         let (fd, instructions) = load_program(&mut object, name)?;
@@ -77,15 +78,16 @@ pub(crate) fn load_all(dir: &Path) -> Result<Programs, Error> {
 }
 
 /// A pod's own instance of `sk_lookup`: the kernel gives that hook no way to tell namespaces apart.
-pub(crate) fn load_sk_lookup(dir: &Path, pod: &PodLookup) -> Result<OwnedFd, Error> {
-    let mut object = load_object(dir, pod)?;
+pub(crate) fn load_sk_lookup(dir: &Path, pod: &PodLookup, errno: bool) -> Result<OwnedFd, Error> {
+    let mut object = load_object(dir, pod, errno)?;
     load_program(&mut object, POD_LOOKUP).map(|(fd, _)| fd)
 }
 
-fn load_object(dir: &Path, pod: &PodLookup) -> Result<Ebpf, Error> {
+fn load_object(dir: &Path, pod: &PodLookup, errno: bool) -> Result<Ebpf, Error> {
     check_shapes(dir)?;
     let v4 = pod.v4.map_or(Addr::UNSPECIFIED, |ip| Addr::v4(ip.octets())).words();
     let v6 = pod.v6.map_or(Addr::UNSPECIFIED, |ip| Addr::v6(ip.octets())).words();
+    let has_errno = u32::from(errno);
     let mut loader = EbpfLoader::new();
     // No CO-RE relocations in our programs: parsing the kernel's types would only cost time, at every pod.
     loader.btf(None);
@@ -93,6 +95,7 @@ fn load_object(dir: &Path, pod: &PodLookup) -> Result<Ebpf, Error> {
         loader.map_pin_path(name, dir.join(name));
     }
     loader
+        .override_global("HAS_ERRNO", &has_errno, true)
         .override_global("POD_INDEX", &pod.pod_index, true)
         .override_global("POD_V4", &v4, true)
         .override_global("POD_V6", &v6, true)

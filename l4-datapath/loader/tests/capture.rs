@@ -6,6 +6,7 @@ use std::{
     os::fd::AsFd,
 };
 
+use l4_loader::Features;
 use socket2::{Domain, Socket, Type};
 use strata_abi::{
     Addr, Backend, BackendKey, DropReason, FlowEvent, Grant, GrantKey, ListenerKey, PolicyEntry, PolicyKey, Prefix,
@@ -321,7 +322,7 @@ fn a_restart_keeps_maps_links_and_capture() {
     let steered = counter(&world, stat::CONNECT_STEERED);
     let before = world.datapath.attached().expect("links");
 
-    let second = world.node.load();
+    let second = world.node.load(None);
     assert_eq!(second.attached().expect("links"), before);
     assert_eq!(second.maps().stats.get(stat::CONNECT_STEERED).expect("STATS"), steered);
     assert_eq!(second.maps().pods.dump().expect("PODS"), world.datapath.maps().pods.dump().expect("PODS"));
@@ -359,4 +360,53 @@ fn what_a_vanished_pod_left_behind_can_be_removed() {
     assert!(world.datapath.detach_pod(index).expect("detach"));
     assert!(world.datapath.attached().expect("links").is_empty());
     assert!(!world.datapath.detach_pod(index).expect("detach again"));
+}
+
+#[test]
+fn an_older_kernels_filters_do_the_same() {
+    let world = World::with("old", 2, Some(Features::OLDEST));
+    assert_eq!(world.datapath.features(), Features::OLDEST);
+    let filters = || {
+        let mut tc = std::process::Command::new("tc");
+        let output = tc.args(["-n", "stA-old-h", "filter", "show", "dev", "p0", "ingress"]).output().expect("tc");
+        String::from_utf8(output.stdout).expect("text")
+    };
+    assert!(filters().contains("direct-action"), "{}", filters());
+    let mut app = world.app(1);
+    assert_eq!(app.run("serve tcp [::]:8080"), "serving");
+    let pod = &world.pods[1];
+    let target = format!("{}:8080", pod.v4);
+    let mut client = world.app(0);
+    assert!(client.run(&format!("hold {target}")).contains("app peer"));
+    let _listeners = listeners(&world, 0);
+    world.enroll(0);
+    // Capture, and the guard against whoever evades it.
+    assert!(client.run(&format!("tcp {target}")).contains(" outbound peer"));
+    assert_eq!(world.outsider(0).run(&format!("tcp {target}")), "TimedOut");
+    assert!(drops(&world, DropReason::MeshBypass) > 0);
+    // A restart replaces in place: what is open goes on, and there is one filter, not two.
+    let before = world.datapath.attached().expect("pins");
+    assert_eq!((before[&pod.index].from_pod, before[&pod.index].ifindex), (true, pod.ifindex));
+    let second = world.node.load(Some(Features::OLDEST));
+    for pod in &world.pods {
+        let attach = l4_loader::PodAttach { pod_index: pod.index, ifindex: pod.ifindex };
+        world.in_node(|| second.attach_pod(&attach)).expect("replace in place");
+    }
+    assert_eq!(second.attached().expect("pins"), before);
+    assert_eq!(filters().matches("direct-action").count(), 1, "{}", filters());
+    assert_eq!(client.run("say"), "hello");
+    // A refusal has the kernel's own errno.
+    let key = PolicyKey { subject: pod.security_id, peer: 0, direction: direction::INGRESS, proto: 0, port_be: [0; 2] };
+    let entry = PolicyEntry { verdict: policy_verdict::DENY_DEFAULT, _pad: [0; 3], rule: 3 };
+    second.maps().policy.insert(&Prefix::new(PolicyKey::PREFIX_ANY_PROTO, key), &entry).expect("POLICY");
+    assert_eq!(client.run(&format!("tcp {target}")), "EPERM");
+    // Packets of an open connection meet the policy too.
+    assert_eq!(client.run("say"), "EAGAIN");
+    // Let go, nothing filters; with the kernel's links from then on (an upgrade of the node).
+    for pod in &world.pods {
+        assert!(world.in_node(|| second.detach_pod(pod.index)).expect("detach"));
+        assert!(!world.in_node(|| second.detach_pod(pod.index)).expect("detach again"));
+    }
+    assert_eq!(filters(), "");
+    assert_eq!(world.outsider(1).run(&format!("tcp {}:1", world.pods[0].v4)), "ECONNREFUSED");
 }

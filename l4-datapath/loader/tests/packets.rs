@@ -120,7 +120,7 @@ fn prepare(datapath: &Datapath, flags: u32) {
 #[test]
 fn forwarded_dropped_and_why() {
     let node = Node::new("A-packets");
-    let datapath = node.load();
+    let datapath = node.load(None);
     let syn = tcp4(OWN, PEER, 80, SYN);
     // An interface nobody registered drops.
     let delta = counted(&datapath, || assert_eq!(run(&datapath, "from_pod", &syn), TCX_DROP));
@@ -148,7 +148,7 @@ fn forwarded_dropped_and_why() {
 #[test]
 fn guard_and_grant() {
     let node = Node::new("A-guard");
-    let datapath = node.load();
+    let datapath = node.load(None);
     prepare(&datapath, pod_flag::ENROLLED);
     let syn = tcp4(OWN, PEER, 80, SYN);
     let delta = counted(&datapath, || assert_eq!(run(&datapath, "from_pod", &syn), TCX_DROP));
@@ -168,7 +168,7 @@ fn guard_and_grant() {
 #[test]
 fn ingress_policy_by_identity_and_port() {
     let node = Node::new("A-ingress");
-    let datapath = node.load();
+    let datapath = node.load(None);
     prepare(&datapath, 0);
     let any = PolicyKey { subject: POD, peer: 0, direction: direction::INGRESS, proto: 0, port_be: [0; 2] };
     let rule = PolicyKey { peer: 300, proto: 6, port_be: 80u16.to_be_bytes(), ..any };
@@ -190,12 +190,12 @@ fn ingress_policy_by_identity_and_port() {
 #[test]
 fn a_pinned_map_of_another_shape_is_refused_by_name() {
     let node = Node::new("A-shape");
-    drop(node.load());
+    drop(node.load(None));
     // The place of STATS is taken by another map.
     let dir = l4_loader::version_dir(&node.bpffs);
     std::fs::remove_file(dir.join("STATS")).expect("unpin");
     std::fs::rename(dir.join("CONFIG"), dir.join("STATS")).expect("rename the pin");
-    let options = l4_loader::LoadOptions { bpffs: node.bpffs.clone(), cgroup: node.cgroup.clone() };
+    let options = l4_loader::LoadOptions { bpffs: node.bpffs.clone(), cgroup: node.cgroup.clone(), features: None };
     let error = l4_loader::Datapath::load(&options).expect_err("must be refused");
     assert!(matches!(error, l4_loader::Error::MapShape { map: "STATS", .. }), "{error}");
     assert!(error.to_string().contains("value 112"), "{error}");
@@ -204,7 +204,7 @@ fn a_pinned_map_of_another_shape_is_refused_by_name() {
 #[test]
 fn sync_makes_a_map_equal_to_what_is_wanted() {
     let node = Node::new("A-sync");
-    let datapath = node.load();
+    let datapath = node.load(None);
     let pods = &datapath.maps().pods;
     let record = |security_id| PodRecord { security_id, ..PodRecord::default() };
     let mut wanted = std::collections::BTreeMap::from([(1u64, record(1)), (2, record(2)), (3, record(3))]);
@@ -243,7 +243,7 @@ fn udp6(to_pod: bool, pod_port: u16, peer_port: u16) -> Vec<u8> {
 #[test]
 fn udp_replies_pass_an_isolated_pod_and_strangers_do_not() {
     let node = Node::new("A-udp");
-    let datapath = node.load();
+    let datapath = node.load(None);
     let v6 = "fd00::1".parse::<std::net::IpAddr>().expect("an address").into();
     let pod = PodRecord { v6, security_id: POD, ifindex: LOOPBACK, ..PodRecord::default() };
     datapath.maps().pods_by_ifindex.insert(&LOOPBACK, &pod).expect("PODS_BY_IFINDEX");

@@ -11,7 +11,7 @@ const BUDGET: &str = include_str!("instruction-budget.txt");
 #[test]
 fn every_program_loads_within_its_budget() {
     let node = Node::new("A-budget");
-    let datapath = node.load();
+    let datapath = node.load(None);
     let budget: BTreeMap<&str, u32> = BUDGET
         .lines()
         .filter(|line| !line.starts_with('#') && !line.is_empty())

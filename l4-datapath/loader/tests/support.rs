@@ -7,7 +7,7 @@ pub mod net;
 
 use std::path::{Path, PathBuf};
 
-use l4_loader::{Datapath, LoadOptions};
+use l4_loader::{Datapath, Features, LoadOptions};
 
 /// Where cgroup v2 is mounted.
 pub fn cgroup_root() -> PathBuf {
@@ -38,8 +38,8 @@ impl Node {
         node
     }
 
-    pub fn load(&self) -> Datapath {
-        let options = LoadOptions { bpffs: self.bpffs.clone(), cgroup: self.cgroup.clone() };
+    pub fn load(&self, features: Option<Features>) -> Datapath {
+        let options = LoadOptions { bpffs: self.bpffs.clone(), cgroup: self.cgroup.clone(), features };
         Datapath::load(&options).unwrap_or_else(|error| panic!("{error}"))
     }
 

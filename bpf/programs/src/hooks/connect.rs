@@ -3,7 +3,7 @@ use core::ptr;
 
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::generated::{bpf_set_retval, bpf_setsockopt},
+    helpers::generated::bpf_setsockopt,
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
@@ -14,7 +14,7 @@ use strata_bpf_core::{
 };
 
 use super::sock_addr::{
-    Family, V4, V6, bound_device, from_proxy, netns_cookie, port, protocol, set_port, socket_cookie,
+    Family, V4, V6, bound_device, from_proxy, netns_cookie, port, protocol, set_errno, set_port, socket_cookie,
 };
 use crate::{
     events::emit,
@@ -183,8 +183,7 @@ fn steer(ctx: &SockAddrContext) -> bool {
 
 #[inline(always)]
 fn refuse(ctx: &SockAddrContext, asked: &Asked<'_>, decision: &Decision, errno: i32, at: u8) -> i32 {
-    // SAFETY: a negative errno, as the helper wants.
-    unsafe { bpf_set_retval(-errno) };
+    set_errno(errno);
     count(stat::CONNECT_DENIED, 1);
     count(stat::DROPS + decision.reason as u32, 1);
     report(ctx, asked, &Decision { verdict: Verdict::Dropped, ..*decision }, at);

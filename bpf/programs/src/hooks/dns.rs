@@ -8,7 +8,7 @@ use core::mem::size_of_val;
 
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::generated::{bpf_get_retval, bpf_set_retval, bpf_sk_lookup_udp, bpf_sk_release},
+    helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release},
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
@@ -21,7 +21,7 @@ use strata_bpf_core::{
 
 use super::{
     connect::{ALLOW, Asked, IPPROTO_UDP, NO_EXIST, REFUSE, remember, report},
-    sock_addr::{Family, V4, V6, bound_device, from_proxy, netns_cookie, port, protocol, set_port, socket_cookie},
+    sock_addr::{Family, V4, V6, bound_device, errno_so_far, from_proxy, netns_cookie, port, protocol, set_errno, set_port, socket_cookie},
 };
 use crate::maps::{Kernel, PODS, RESOLVERS, TRANSLATIONS, UDP_PEERS, count};
 
@@ -87,8 +87,7 @@ fn ask<F: Family>(ctx: &SockAddrContext, resolver: Addr, protocol: u32, netns_co
         Target::Backend(backend) if F::write(ctx, &backend.addr) => set_port(ctx, backend.port),
         Target::Backend(_) | Target::Plain => {}
         Target::NoBackend | Target::UnknownPort => {
-            // SAFETY: a negative errno, as the helper wants.
-            unsafe { bpf_set_retval(-errno::ECONNREFUSED) };
+            set_errno(errno::ECONNREFUSED);
             return REFUSE;
         }
     }
@@ -140,12 +139,10 @@ fn query(ctx: &SockAddrContext, dst: Addr, dst_port: u16) -> Option<(Asked<'stat
         return None;
     }
     // What policy refused stays refused. That nobody is behind the resolver's service is no matter to the mesh's names.
-    // SAFETY: no argument, no precondition.
-    match -unsafe { bpf_get_retval() } {
-        0 => {}
-        // SAFETY: as the helper wants.
-        errno::ECONNREFUSED => drop(unsafe { bpf_set_retval(0) }),
-        _ => return None,
+    match errno_so_far() {
+        None => {}
+        Some(errno::ECONNREFUSED) => set_errno(0),
+        Some(_) => return None,
     }
     let decision = Decision {
         action: Action::Rewrite,

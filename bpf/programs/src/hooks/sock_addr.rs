@@ -4,12 +4,43 @@ use core::ptr::{addr_of, addr_of_mut};
 use aya_ebpf::{
     EbpfContext as _,
     bindings::bpf_sock_addr,
-    helpers::generated::{bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie},
+    Global,
+    helpers::generated::{
+        bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_get_retval, bpf_get_socket_cookie, bpf_set_retval,
+    },
     programs::SockAddrContext,
 };
 use strata_abi::{Addr, ProxyPlace};
 
 use crate::maps::CONFIG;
+
+/// Whether the kernel has `bpf_set_retval` (Linux 5.18), set by the loader: where it is 0 the verifier never looks at the
+/// calls. `#[used]`: LLVM could otherwise merge it with an equal constant.
+#[used]
+#[unsafe(no_mangle)]
+static HAS_ERRNO: Global<u32> = Global::new(0);
+
+/// What the call fails with if a program refuses it, 0 for what the kernel says by itself (EPERM).
+#[inline(always)]
+pub fn set_errno(errno: i32) {
+    if HAS_ERRNO.load() != 0 {
+        // SAFETY: a negative errno or 0, as the helper wants.
+        unsafe { bpf_set_retval(-errno) };
+    }
+}
+
+/// The errno by which an earlier program at this hook refused the call; `None` if none did, as far as the kernel says.
+#[inline(always)]
+pub fn errno_so_far() -> Option<i32> {
+    if HAS_ERRNO.load() == 0 {
+        return None;
+    }
+    // SAFETY: no argument, no precondition.
+    match unsafe { bpf_get_retval() } {
+        0 => None,
+        negative => Some(-negative),
+    }
+}
 
 /// A hook's family.
 pub trait Family {

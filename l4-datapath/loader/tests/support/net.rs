@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use l4_loader::{Datapath, PodAttach, PodLookup};
+use l4_loader::{Datapath, Features, PodAttach, PodLookup};
 use nix::sched::{CloneFlags, setns};
 use strata_abi::{Addr, Identity, MAX_PROXIES, NodeConfig, PodRecord, Prefix, ProxyPlace, identity_flag, pod_flag};
 
@@ -81,6 +81,11 @@ pub const NODE_V4: Ipv4Addr = Ipv4Addr::new(10, 201, 0, 1);
 impl World {
     /// `name` must differ between tests that run at the same time; at most 6 characters (interface names).
     pub fn new(name: &str, pods: usize) -> World {
+        World::with(name, pods, None)
+    }
+
+    /// On a kernel of which no more than `features` is used.
+    pub fn with(name: &str, pods: usize, features: Option<Features>) -> World {
         let node = Node::new(&format!("A-{name}"));
         let prefix = format!("stA-{name}");
         remove_namespaces(&prefix, 8);
@@ -92,7 +97,7 @@ impl World {
         });
         ip(&format!("-n {prefix}-h link set lo up"));
         ip(&format!("-n {prefix}-h addr add {NODE_V4}/32 dev lo"));
-        let datapath = node.load();
+        let datapath = node.load(features);
         let proxy_cgroup = l4_loader::cgroup_id(&node.proxy_cgroup).expect("cgroup id");
         // The lab's proxies live on the node, whose namespace is no pod's.
         let mut proxies = [ProxyPlace::default(); MAX_PROXIES];

@@ -114,9 +114,11 @@ async fn serves(net: u8, rules: Rules) {
         let (length, from) = udp.recv_from(&mut buffer).unwrap();
         udp.send_to(&[&buffer[..length], format!(" of {}", from.ip()).as_bytes()].concat(), from).unwrap();
         let (mut stream, from) = tcp.accept().unwrap();
-        let mut query = String::new();
-        stream.read_to_string(&mut query).unwrap();
-        stream.write_all(format!("{query} of {}", from.ip()).as_bytes()).unwrap();
+        let mut query = [0; 7];
+        stream.read_exact(&mut query).unwrap();
+        assert_eq!(&query, b"\0\x05query");
+        let answer = format!("query of {}", from.ip());
+        stream.write_all(&[&(answer.len() as u16).to_be_bytes(), answer.as_bytes()].concat()).unwrap();
     });
     let answer = a.run(|| {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
@@ -127,7 +129,9 @@ async fn serves(net: u8, rules: Rules) {
         format!("{from}: {}", String::from_utf8_lossy(&buffer[..length]))
     });
     assert_eq!(answer.join().unwrap(), format!("10.96.0.10:53: query of {}", a.ip));
-    assert_eq!(a.ask("10.96.0.10:53", false, "query").unwrap(), format!("query of {}", a.ip));
+    let answer = format!("query of {}", a.ip);
+    let framed = format!("\0{}{answer}", char::from(answer.len() as u8));
+    assert_eq!(a.ask("10.96.0.10:53", false, "\0\x05query").unwrap(), framed);
 
     // Plaintext, STRICT, a denied identity.
     assert_eq!(c.ask(&to_b, false, "plain").unwrap(), says(3, "plain"));
