@@ -8,6 +8,7 @@ mod outside;
 mod probes;
 mod tls;
 mod tools;
+mod tracing;
 mod waypoints;
 
 use strata_lab::Result;
@@ -44,6 +45,7 @@ pub fn all() -> Vec<Scene> {
         tls::SCENE,
         outside::SCENE,
         names::SCENE,
+        tracing::SCENE,
         waypoints::SCENE,
         mistakes::SCENE,
         nothing_lost::SCENE,

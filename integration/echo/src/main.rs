@@ -5,6 +5,7 @@
 mod bench;
 mod bookinfo;
 mod call;
+mod collect;
 mod connect;
 mod failure;
 mod hold;
@@ -46,6 +47,8 @@ enum Command {
     Jwks(issuer::Jwks),
     /// Be one of the services of Istio's bookinfo sample
     Bookinfo(bookinfo::Args),
+    /// Be a collector of spans (OTLP/gRPC): print each as a line of JSON
+    Collect(collect::Args),
     /// Mint a signed token (JWT) with the issuer's keys
     Token(issuer::Token),
 }
@@ -61,6 +64,7 @@ async fn main() -> anyhow::Result<()> {
         Command::Hold(args) => hold::run(args).await,
         Command::Jwks(args) => args.run().await,
         Command::Bookinfo(args) => bookinfo::run(args).await,
+        Command::Collect(args) => collect::run(args).await,
         Command::Token(args) => args.run(),
     }
 }

@@ -22,8 +22,9 @@ use crate::connector::Connector;
 use crate::io::Rewind;
 use crate::prepared::{Prepared, PreparedChain, Shared};
 use crate::server::Client;
+use crate::trace::Spans;
 use crate::upstream::Upstream;
-use crate::{server, sniff, tcp};
+use crate::{server, sniff, tcp, trace};
 
 /// What an engine is made of.
 pub struct EngineConfig {
@@ -76,6 +77,7 @@ pub struct Engine {
     worker: RefCell<Rc<Worker>>,
     pub(crate) recorder: RefCell<Recorder>,
     pub(crate) tokens: RefCell<TokenCache>,
+    pub(crate) spans: RefCell<Spans>,
     pub(crate) rng: RefCell<Rng>,
     pub(crate) unknown_peer: Arc<Peer>,
     pub(crate) unknown_service: Arc<ServiceInfo>,
@@ -105,6 +107,7 @@ impl Engine {
             worker: RefCell::new(Rc::new(Worker { prepared, upstreams: RefCell::default() })),
             recorder: RefCell::new(recorder),
             tokens: RefCell::default(),
+            spans: RefCell::default(),
             rng: RefCell::new(Rng::new(seed)),
             unknown_peer: Arc::default(),
             unknown_service: Arc::default(),
@@ -113,6 +116,7 @@ impl Engine {
             config,
         });
         tokio::task::spawn_local(sweep(Rc::downgrade(&engine)));
+        tokio::task::spawn_local(trace::export(Rc::downgrade(&engine)));
         engine
     }
 

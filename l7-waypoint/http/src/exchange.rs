@@ -16,6 +16,7 @@ use crate::head::Head;
 use crate::pool::{H1Lease, H2Lease};
 use crate::prepared::PreparedChain;
 use crate::server::Client;
+use crate::trace::Traced;
 
 /// A connection to the upstream, as long as the response lasts.
 pub(crate) enum Lease {
@@ -60,6 +61,7 @@ pub(crate) struct Exchange {
     pub(crate) bytes_received: u64,
     pub(crate) bytes_sent: u64,
     pub(crate) reasons: Vec<String>,
+    pub(crate) trace: Option<Traced>,
     pub(crate) held: Held,
     pub(crate) mirrors: Vec<crate::mirror::Waiting>,
     finished: bool,
@@ -92,6 +94,7 @@ impl Exchange {
             bytes_received: 0,
             bytes_sent: 0,
             reasons: Vec::new(),
+            trace: None,
             held: Held::default(),
             mirrors: Vec::new(),
             finished: false,
@@ -173,6 +176,9 @@ impl Exchange {
         };
         for log in self.chain.iter().flat_map(|chain| &chain.logs) {
             log.log(&record);
+        }
+        if let Some(traced) = &self.trace {
+            traced.report(&record, &self.engine);
         }
         self.engine.recorder.borrow_mut().request(&record);
     }

@@ -1,7 +1,6 @@
 //! The `ext_authz` filter: whether a request passes is asked of a service outside, over the clusters' own connections.
 //! Without an answer nothing passes, unless the configuration says so.
 
-mod call;
 mod edits;
 mod grpc;
 mod http;
@@ -21,6 +20,7 @@ use tokio::time::Instant;
 use xds_model::envoy::ext_authz::ExtAuthzPerRoute;
 
 use crate::body::Beginning;
+use crate::call;
 use crate::filters::Filters;
 use crate::head::Head;
 use crate::reply::Reply;

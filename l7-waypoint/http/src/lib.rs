@@ -7,6 +7,7 @@
 //! the proxy's: see [`Connector`].
 
 mod body;
+mod call;
 mod conn;
 mod connector;
 mod copy;
@@ -27,6 +28,7 @@ mod request;
 mod server;
 mod sniff;
 mod tcp;
+mod trace;
 mod upgrade;
 mod upstream;
 

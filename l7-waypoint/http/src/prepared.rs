@@ -9,6 +9,7 @@ use l7_authn::{Authenticator, JwksStore};
 use l7_resilience::{Backoff, RetryOn, RetryPolicy, States};
 use l7_route::route::Action;
 use l7_route::{Chain, ChainKind, FilterKind, HttpChain, Snapshot};
+use l7_telemetry::trace::Tracer;
 use l7_telemetry::{AccessLogger, Telemetry};
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -49,6 +50,8 @@ pub(crate) struct PreparedChain {
     /// By position among the chain's filters; an error means that the filter lets nothing pass.
     pub(crate) authn: HashMap<usize, Result<Authenticator, String>>,
     pub(crate) logs: Vec<AccessLogger>,
+    /// Where spans are sent.
+    pub(crate) tracer: Option<Arc<Tracer>>,
     pub(crate) suppress_envoy_headers: bool,
     /// By address of the route's own policy, which the snapshot keeps alive.
     retries: HashMap<usize, RetryPolicy>,
@@ -169,6 +172,14 @@ impl Shared {
 
     fn http_chain(&self, name: &str, chain: &HttpChain) -> PreparedChain {
         let mut prepared = PreparedChain { logs: self.logs(&chain.access_logs), ..PreparedChain::default() };
+        let tracer = chain.tracing.as_ref().map(Tracer::compile).transpose();
+        prepared.tracer = tracer
+            .unwrap_or_else(|error| {
+                tracing::error!(chain = name, %error, "no spans are sent");
+                None
+            })
+            .flatten()
+            .map(Arc::new);
         for (position, filter) in chain.filters.iter().enumerate() {
             match &filter.kind {
                 FilterKind::JwtAuthn(config) => {

@@ -24,6 +24,7 @@ use crate::mirror;
 use crate::prepared::PreparedChain;
 use crate::reply::Reply;
 use crate::server::Client;
+use crate::trace::Traced;
 use crate::upgrade::{UpstreamSide, switch};
 
 const ENVOY_ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
@@ -104,6 +105,7 @@ async fn serve(
     let mut body = Inbound::new(body);
     let normalised = normalise(&mut head, http);
     identify(&mut head, &client, http, &engine);
+    exchange.trace = prepared.tracer.as_ref().map(|tracer| Traced::begin(tracer, &mut head.headers, &engine));
     let seed = engine.seed();
     let judged = match normalised {
         Err(reply) => Err(reply),
@@ -196,6 +198,9 @@ async fn route(
     let decision = &judged.decision;
     let client = exchange.client.clone();
     exchange.route_name = decision.route.map(|route| route.name.clone());
+    if let Some(traced) = &mut exchange.trace {
+        traced.operation = decision.route.and_then(|route| route.operation.clone());
+    }
     if let Some(config) = decision.route.and_then(|route| route.config.as_deref()) {
         exchange.reasons.push(format!("route from {config}"));
     }

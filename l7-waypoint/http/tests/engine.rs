@@ -25,3 +25,5 @@ mod smuggling;
 mod support;
 #[path = "engine/tcp.rs"]
 mod tcp;
+#[path = "engine/trace.rs"]
+mod trace;

@@ -9,6 +9,7 @@ mod operator;
 
 use crate::record::Record;
 use operator::Operator;
+pub(crate) use operator::protocol;
 
 /// A compiled format string.
 #[derive(Debug, Clone)]

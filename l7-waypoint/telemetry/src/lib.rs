@@ -12,6 +12,8 @@ mod histogram;
 mod metrics;
 mod peer;
 mod record;
+mod spans;
+pub mod trace;
 
 use std::sync::Arc;
 
@@ -27,6 +29,7 @@ pub use histogram::AtomicHistogram;
 pub use metrics::{ConnectionGuard, Recorder, Security};
 pub use peer::{Peer, Peers, ServiceInfo};
 pub use record::{Record, Upstream};
+pub use spans::SpanOutcome;
 
 /// Events a slow reader may be behind before it loses some.
 const EVENT_QUEUE: usize = 4096;
@@ -37,6 +40,7 @@ pub struct Telemetry {
     pub(crate) events: broadcast::Sender<Arc<str>>,
     pub(crate) writers: access_log::Writers,
     ext_authz: ext_authz::ExtAuthz,
+    spans: spans::Spans,
 }
 
 impl Telemetry {
@@ -46,7 +50,8 @@ impl Telemetry {
         let (events, _) = broadcast::channel(EVENT_QUEUE);
         let writers = access_log::Writers::new(metrics.log_lines_dropped.clone());
         let ext_authz = registry.with(ext_authz::ExtAuthz::register);
-        Arc::new(Self { metrics, events, writers, ext_authz })
+        let spans = registry.with(spans::Spans::register);
+        Arc::new(Self { metrics, events, writers, ext_authz, spans })
     }
 
     /// Where request events appear, one JSON object each; for the admin server's `/requests`.
@@ -57,6 +62,11 @@ impl Telemetry {
     /// Counts what external authorization said of a request to `cluster`.
     pub fn ext_authz(&self, cluster: &Arc<str>, outcome: ExtAuthzOutcome) {
         self.ext_authz.count(cluster, outcome);
+    }
+
+    /// Counts spans on their way to a collector.
+    pub fn spans(&self, outcome: SpanOutcome, count: u64) {
+        self.spans.count(outcome, count);
     }
 
     /// Compiles a configured access log.

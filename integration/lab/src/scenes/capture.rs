@@ -7,6 +7,8 @@ pub(super) struct Segment {
     pub(super) src: (IpAddr, u16),
     pub(super) dst: (IpAddr, u16),
     pub(super) sequence: u32,
+    /// Opens the connection, or answers what does.
+    pub(super) syn: bool,
     pub(super) payload: Vec<u8>,
 }
 
@@ -70,7 +72,8 @@ fn segment(frame: &[u8]) -> Option<Segment> {
     let port = |at: usize| Some(u16::from_be_bytes([*tcp.get(at)?, *tcp.get(at + 1)?]));
     let sequence = tcp.get(4..8).and_then(|b| <[u8; 4]>::try_from(b).ok()).map(u32::from_be_bytes)?;
     let offset = usize::from(tcp.get(12)? >> 4) * 4;
-    Some(Segment { src: (src, port(0)?), dst: (dst, port(2)?), sequence, payload: tcp.get(offset..)?.to_vec() })
+    let syn = tcp.get(13)? & 0x02 != 0;
+    Some(Segment { src: (src, port(0)?), dst: (dst, port(2)?), sequence, syn, payload: tcp.get(offset..)?.to_vec() })
 }
 
 /// Whether a text occurs in any segment.

@@ -1,33 +1,26 @@
-//! Services asked over gRPC: `envoy.service.auth.v3.Authorization/Check`, one message each way, framed by hand
-//! ("gRPC over HTTP/2", "Length-Prefixed-Message") so that it travels like everything else to a cluster.
+//! Services asked over gRPC: `envoy.service.auth.v3.Authorization/Check`.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
-use bytes::{BufMut, Bytes, BytesMut};
-use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TE};
-use http::uri::PathAndQuery;
-use http::{Method, Version};
+use http::Version;
+use http::header::{HeaderMap, HeaderName};
 use l7_authz::l7::request::joined;
 use l7_route::headers::HeaderOps;
-use prost::Message;
 use xds_model::envoy::route::AppendAction;
 use xds_proto::envoy::envoy::config::core::v3 as core;
 use xds_proto::envoy::envoy::service::auth::v3 as auth;
 use xds_proto::envoy::google::protobuf::Timestamp;
 
-use super::call::{Question, Reached};
 use super::edits::{Edit, Edits};
 use super::{Answer, Check, PARTIAL_BODY, Refused, is_framing};
-use crate::exchange::grpc_status;
+use crate::call::{Question, Reached, grpc};
 use crate::filters::{format_context, view};
 use auth::attribute_context::{HttpRequest, Peer, Request};
 use auth::check_response::HttpResponse;
 
 const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
-/// Flag and length before a message.
-const PREFIX: usize = 5;
 
 /// The call.
 ///
@@ -35,29 +28,9 @@ const PREFIX: usize = 5;
 /// If the configured authority is none.
 pub(super) fn question(check: &Check<'_>, authority: &str, metadata: &HeaderOps) -> Result<Question, String> {
     let request = auth::CheckRequest { attributes: Some(attributes(check)) };
-    let length = request.encoded_len();
-    let mut body = BytesMut::with_capacity(PREFIX + length);
-    body.put_u8(0);
-    body.put_u32(u32::try_from(length).map_err(|_| "the request is too large to be described")?);
-    request.encode(&mut body).map_err(|error| error.to_string())?;
     let mut headers = HeaderMap::new();
     metadata.apply(&mut headers, &format_context(&view(check.head, check.client, None), check.client));
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert(TE, HeaderValue::from_static("trailers"));
-    if !check.service.timeout.is_zero() {
-        // At most eight digits ("gRPC over HTTP/2", "Timeout").
-        let millis = check.service.timeout.as_millis().min(99_999_999);
-        let value = HeaderValue::from_str(&format!("{millis}m")).map_err(|error| error.to_string())?;
-        headers.insert("grpc-timeout", value);
-    }
-    Ok(Question {
-        method: Method::POST,
-        // Cluster names hold what no authority may; the service's name is in the call anyway.
-        authority: authority.parse().or_else(|_| "ext-authz".parse()).map_err(|_| "no authority")?,
-        path: PathAndQuery::from_static(CHECK),
-        headers,
-        body: body.freeze(),
-    })
+    grpc::question(CHECK, authority, headers, check.service.timeout, &request)
 }
 
 fn attributes(check: &Check<'_>) -> auth::AttributeContext {
@@ -181,32 +154,7 @@ fn header_list(check: &Check<'_>) -> Vec<core::HeaderValue> {
 /// # Errors
 /// If it is not a whole and readable answer.
 pub(super) fn answer(reached: Reached) -> Result<Answer, String> {
-    let Reached { parts, body, trailers } = reached;
-    if parts.status != http::StatusCode::OK {
-        return Err(format!("the service answers with HTTP status {}, not gRPC", parts.status.as_u16()));
-    }
-    // Without a message the status comes in the head.
-    let last = trailers.as_ref().filter(|trailers| trailers.contains_key("grpc-status")).unwrap_or(&parts.headers);
-    match grpc_status(last) {
-        Some(0) => {}
-        Some(code) => {
-            let text = last.get("grpc-message").and_then(|text| text.to_str().ok()).unwrap_or_default();
-            return Err(format!("gRPC status {code} {text}"));
-        }
-        None => return Err("the answer ends without a gRPC status".to_owned()),
-    }
-    interpret(message(&body)?)
-}
-
-/// The one message of a body. Compression was not offered.
-fn message(body: &Bytes) -> Result<auth::CheckResponse, String> {
-    let malformed = || "the answer is not one gRPC message".to_owned();
-    let (prefix, rest) = body.split_at_checked(PREFIX).ok_or_else(malformed)?;
-    let length = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]);
-    if prefix[0] != 0 || rest.len() != length as usize {
-        return Err(malformed());
-    }
-    auth::CheckResponse::decode(rest).map_err(|error| format!("the answer can't be read: {error}"))
+    interpret(grpc::answer(&reached)?)
 }
 
 fn interpret(response: auth::CheckResponse) -> Result<Answer, String> {

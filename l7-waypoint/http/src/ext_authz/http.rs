@@ -7,9 +7,9 @@ use http::uri::PathAndQuery;
 use l7_route::ext_authz::Http;
 use xds_model::envoy::route::AppendAction;
 
-use super::call::{Question, Reached};
 use super::edits::{Edit, Edits};
 use super::{Answer, Check, PARTIAL_BODY, Refused, is_framing};
+use crate::call::{Question, Reached};
 use crate::filters::{format_context, view};
 
 /// Names of request headers to take away, in an allowing answer.

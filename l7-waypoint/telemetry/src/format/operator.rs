@@ -5,6 +5,7 @@ use std::fmt::Write;
 use http::{HeaderMap, HeaderName, Version};
 
 use crate::format::write_timestamp;
+use crate::peer::Peer;
 use crate::record::{Record, Upstream};
 
 #[derive(Debug, Clone, PartialEq)]
@@ -36,6 +37,7 @@ pub(crate) enum Operator {
     DownstreamRemote(Part),
     PeerUri,
     LocalUri,
+    Peer(End, PeerField),
     RouteName,
     GrpcStatus {
         number: bool,
@@ -79,6 +81,70 @@ pub(crate) enum Name {
     Scheme,
     Status,
     Header(HeaderName),
+}
+
+/// Whose workload.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum End {
+    Source,
+    Destination,
+}
+
+impl End {
+    fn of<'r>(self, record: &'r Record<'_>) -> &'r Peer {
+        match self {
+            End::Source => record.source,
+            End::Destination => record.destination,
+        }
+    }
+}
+
+/// What Istio's peer metadata filter keeps of a workload (`%FILTER_STATE(upstream_peer_obj:FIELD:workload)%`).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum PeerField {
+    App,
+    Version,
+    Revision,
+    Service,
+    Cluster,
+    Namespace,
+    Workload,
+}
+
+impl PeerField {
+    /// `None` for what is not known of a workload here (its type, the pod's name).
+    fn parse(args: &str) -> Option<(End, Self)> {
+        let (object, field) = args.split_once(":FIELD:")?;
+        let end = match object {
+            "downstream_peer_obj" => End::Source,
+            "upstream_peer_obj" => End::Destination,
+            _ => return None,
+        };
+        let field = match field {
+            "app" => Self::App,
+            "version" => Self::Version,
+            "revision" => Self::Revision,
+            "service" => Self::Service,
+            "cluster" => Self::Cluster,
+            "namespace" => Self::Namespace,
+            "workload" => Self::Workload,
+            _ => return None,
+        };
+        Some((end, field))
+    }
+
+    fn of(self, peer: &Peer) -> Option<&str> {
+        let value = match self {
+            Self::App => &peer.app,
+            Self::Version => &peer.version,
+            Self::Revision => &peer.canonical_revision,
+            Self::Service => &peer.canonical_service,
+            Self::Cluster => &peer.cluster,
+            Self::Namespace => &peer.namespace,
+            Self::Workload => &peer.workload,
+        };
+        Some(&**value).filter(|value| *value != "unknown")
+    }
 }
 
 impl Operator {
@@ -128,6 +194,9 @@ impl Operator {
             "DOWNSTREAM_LOCAL_URI_SAN" => Self::LocalUri,
             "FILTER_STATE" if args.is_some_and(|args| args.starts_with("io.istio.peer_principal")) => Self::PeerUri,
             "FILTER_STATE" if args.is_some_and(|args| args.starts_with("io.istio.local_principal")) => Self::LocalUri,
+            "FILTER_STATE" => {
+                args.and_then(PeerField::parse).map_or(Self::Absent, |(end, field)| Self::Peer(end, field))
+            }
             "ROUTE_NAME" => Self::RouteName,
             "GRPC_STATUS" => Self::GrpcStatus { number: false },
             "GRPC_STATUS_NUMBER" => Self::GrpcStatus { number: true },
@@ -192,6 +261,7 @@ impl Operator {
             Self::DownstreamRemote(part) => write_address(out, record.downstream_remote, *part),
             Self::PeerUri => return record.peer_principal.is_some_and(|principal| text(out, principal)),
             Self::LocalUri => return record.local_principal.is_some_and(|principal| text(out, principal)),
+            Self::Peer(end, field) => return field.of(end.of(record)).is_some_and(|value| text(out, value)),
             Self::RouteName => return text(out, record.route_name),
             Self::GrpcStatus { number: as_number } => return write_grpc(record, *as_number, out),
             Self::TraceId => return record.trace_id.is_some_and(|id| text(out, id)),
@@ -283,7 +353,7 @@ fn display(out: &mut String, value: impl std::fmt::Display) -> bool {
     true
 }
 
-fn protocol(version: Version) -> &'static str {
+pub(crate) fn protocol(version: Version) -> &'static str {
     match version {
         Version::HTTP_10 => "HTTP/1.0",
         Version::HTTP_2 => "HTTP/2",

@@ -74,6 +74,7 @@ fn operators_give_what_envoy_gives() {
     assert_eq!(render("%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% %UPSTREAM_HOST% %UPSTREAM_CLUSTER%"), "7 10.0.0.9:8080 c");
     assert_eq!(render("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%|%DOWNSTREAM_LOCAL_PORT%"), "10.0.0.1|80");
     assert_eq!(render("%FILTER_STATE(io.istio.peer_principal:PLAIN)%"), "spiffe://cluster.local/ns/shop/sa/web");
+    assert_eq!(render("%FILTER_STATE(upstream_peer_obj:FIELD:workload)% %FILTER_STATE(other:PLAIN)%"), "- -");
     assert_eq!(render("%CEL(x)% %REQUESTED_SERVER_NAME%"), "- -");
     assert_eq!(Format::parse("a%CEL(x)%").unwrap().unknown(), ["CEL"]);
     assert_eq!(Format::parse("plain").unwrap().literal(), Some("plain"));

@@ -85,6 +85,8 @@ pub struct Tracing {
     pub provider: Option<String>,
     /// Cluster of an OpenTelemetry gRPC exporter.
     pub cluster: Option<String>,
+    /// Authority of its calls.
+    pub authority: Option<String>,
     pub service_name: Option<String>,
     /// tag -> literal or format text.
     pub tags: Vec<(String, TagValue)>,

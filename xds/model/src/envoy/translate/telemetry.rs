@@ -142,6 +142,7 @@ fn open_telemetry(any: &xds_proto::envoy::google::protobuf::Any, out: &mut Traci
                 config.grpc_service.take().and_then(|service| service.target_specifier)
             {
                 out.cluster = Some(target.cluster_name);
+                out.authority = Some(target.authority).filter(|authority| !authority.is_empty());
             }
             out.service_name = Some(take(&mut config.service_name)).filter(|name| !name.is_empty());
             report.ignore_rest("tracing.provider", &config);

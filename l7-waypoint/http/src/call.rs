@@ -1,4 +1,6 @@
-//! One request of our own to the service, over the pools of its cluster.
+//! One request of our own to a service, over the pools of its cluster.
+
+pub(crate) mod grpc;
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -23,35 +25,35 @@ use crate::upstream::{Choice, Upstream};
 const MOST: usize = 1024 * 1024;
 
 /// A request to the service.
-pub(super) struct Question {
-    pub(super) method: Method,
-    pub(super) authority: Authority,
-    pub(super) path: PathAndQuery,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
+pub(crate) struct Question {
+    pub(crate) method: Method,
+    pub(crate) authority: Authority,
+    pub(crate) path: PathAndQuery,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
 }
 
 /// What came back.
-pub(super) struct Reached {
-    pub(super) parts: response::Parts,
-    pub(super) body: Bytes,
-    pub(super) trailers: Option<HeaderMap>,
+pub(crate) struct Reached {
+    pub(crate) parts: response::Parts,
+    pub(crate) body: Bytes,
+    pub(crate) trailers: Option<HeaderMap>,
 }
 
 /// Where the service is.
-pub(super) struct To<'t> {
-    pub(super) engine: &'t Rc<Engine>,
-    pub(super) upstream: &'t Rc<Upstream>,
+pub(crate) struct To<'t> {
+    pub(crate) engine: &'t Rc<Engine>,
+    pub(crate) upstream: &'t Rc<Upstream>,
     /// gRPC needs HTTP/2, whatever the cluster says.
-    pub(super) grpc: bool,
+    pub(crate) grpc: bool,
     /// Zero: none.
-    pub(super) timeout: Duration,
-    pub(super) original: SocketAddr,
+    pub(crate) timeout: Duration,
+    pub(crate) original: SocketAddr,
 }
 
 impl To<'_> {
     /// Asks; an error says why there is no answer.
-    pub(super) async fn call(&self, question: &Question) -> Result<Reached, String> {
+    pub(crate) async fn call(&self, question: &Question) -> Result<Reached, String> {
         let balancer = &self.upstream.shared.balancer;
         let guard = balancer.breakers().acquire(Kind::Request, &balancer.spec().limits);
         let _request = guard.ok_or("a circuit breaker of the service's cluster is open")?;

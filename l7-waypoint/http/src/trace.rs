@@ -1,0 +1,102 @@
+//! Spans on their way to their collectors: gathered by worker, sent in batches over the clusters' own connections, dropped
+//! rather than waited for.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderMap;
+use l7_telemetry::trace::otlp::{ExportTraceServiceResponse, Span};
+use l7_telemetry::trace::{Sink, TraceContext, Tracer, export_request};
+use l7_telemetry::{Record, SpanOutcome};
+
+use crate::call::{self, grpc};
+use crate::engine::Engine;
+
+const EXPORT: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+/// How long a span waits for others.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// As many go at once (OpenTelemetry's batch processors have the same default).
+const BATCH: usize = 512;
+/// As many may wait for one collector.
+const ROOM: usize = 4 * BATCH;
+/// For a collector to take a batch (the protocol's default).
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Spans that wait, by collector and service.
+pub(crate) type Spans = BTreeMap<(Sink, Arc<str>), Vec<Span>>;
+
+/// A request that belongs to a trace.
+pub(crate) struct Traced {
+    tracer: Arc<Tracer>,
+    context: TraceContext,
+    /// The route's name for the request.
+    pub(crate) operation: Option<Arc<str>>,
+}
+
+impl Traced {
+    /// Joins or begins a trace, and writes it into the request's headers.
+    pub(crate) fn begin(tracer: &Arc<Tracer>, headers: &mut HeaderMap, engine: &Engine) -> Traced {
+        Traced { tracer: tracer.clone(), context: tracer.begin(headers, || engine.seed()), operation: None }
+    }
+
+    /// Tells of the finished request, if anybody wants to know.
+    pub(crate) fn report(&self, record: &Record<'_>, engine: &Engine) {
+        if !self.context.sampled {
+            return;
+        }
+        let mut spans = engine.spans.borrow_mut();
+        let waiting = spans.entry((self.tracer.sink.clone(), self.tracer.service.clone())).or_default();
+        if waiting.len() < ROOM {
+            waiting.push(self.tracer.span(self.context, self.operation.as_deref(), record));
+        } else {
+            engine.config.shared.telemetry.spans(SpanOutcome::Dropped, 1);
+        }
+    }
+}
+
+/// Sends what waits, again and again. Ends with the engine.
+pub(crate) async fn export(engine: Weak<Engine>) {
+    loop {
+        tokio::time::sleep(INTERVAL).await;
+        let Some(engine) = engine.upgrade() else { return };
+        let waiting = std::mem::take(&mut *engine.spans.borrow_mut());
+        for ((sink, service), mut spans) in waiting {
+            while !spans.is_empty() {
+                let rest = spans.split_off(spans.len().min(BATCH));
+                send(&engine, &sink, &service, std::mem::replace(&mut spans, rest)).await;
+            }
+        }
+    }
+}
+
+async fn send(engine: &Rc<Engine>, sink: &Sink, service: &str, spans: Vec<Span>) {
+    let count = spans.len() as u64;
+    let telemetry = &engine.config.shared.telemetry;
+    match taken(engine, sink, service, spans).await {
+        Ok(refused) => {
+            telemetry.spans(SpanOutcome::Sent, count - refused.min(count));
+            telemetry.spans(SpanOutcome::Failed, refused.min(count));
+        }
+        Err(reason) => {
+            tracing::debug!(cluster = %sink.cluster, reason, count, "spans are lost");
+            telemetry.spans(SpanOutcome::Failed, count);
+        }
+    }
+}
+
+/// How many of them the collector refused.
+async fn taken(engine: &Rc<Engine>, sink: &Sink, service: &str, spans: Vec<Span>) -> Result<u64, String> {
+    let worker = engine.worker();
+    let upstream = engine.upstream(&worker, &sink.cluster);
+    let upstream = upstream.ok_or_else(|| format!("cluster {} is not known", sink.cluster))?;
+    let request = export_request(service, spans);
+    let question = grpc::question(EXPORT, &sink.authority, HeaderMap::new(), TIMEOUT, &request)?;
+    // No client's destination.
+    let original = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+    let to = call::To { engine, upstream: &upstream, grpc: true, timeout: TIMEOUT, original };
+    let response: ExportTraceServiceResponse = grpc::answer(&to.call(&question).await?)?;
+    Ok(response.partial_success.map_or(0, |partial| u64::try_from(partial.rejected_spans).unwrap_or(0)))
+}

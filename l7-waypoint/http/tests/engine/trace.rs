@@ -1,0 +1,137 @@
+//! Spans to a real collector's interface: gRPC over HTTP/2, behind the engine's own connections.
+
+use std::sync::{Arc, Mutex};
+
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
+use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
+use opentelemetry_proto::tonic::trace::v1::Span;
+use tokio::io::DuplexStream;
+use tokio_stream::StreamExt;
+use xds_model::envoy::WaypointConfig;
+use xds_model::envoy::chain::ChainKind;
+use xds_model::envoy::telemetry::{TagValue, Tracing};
+
+use crate::config::*;
+use crate::support::*;
+
+const APP: &str = "10.0.0.1:80";
+const OTEL: &str = "10.0.9.2:4317";
+
+type Collected = Arc<Mutex<Vec<ExportTraceServiceRequest>>>;
+
+struct Collector {
+    collected: Collected,
+    refuses: bool,
+}
+
+#[tonic::async_trait]
+impl TraceService for Collector {
+    async fn export(
+        &self,
+        request: tonic::Request<ExportTraceServiceRequest>,
+    ) -> Result<tonic::Response<ExportTraceServiceResponse>, tonic::Status> {
+        self.collected.lock().unwrap().push(request.into_inner());
+        match self.refuses {
+            true => Err(tonic::Status::unavailable("full")),
+            false => Ok(tonic::Response::new(ExportTraceServiceResponse::default())),
+        }
+    }
+}
+
+/// A collector; what it was sent.
+fn collector(mesh: &Mesh, refuses: bool) -> Collected {
+    let collected = Collected::default();
+    let seen = collected.clone();
+    let handler: RawHandler = std::rc::Rc::new(move |io: DuplexStream| {
+        let service = TraceServiceServer::new(Collector { collected: seen.clone(), refuses });
+        let incoming = tokio_stream::once(Ok::<_, std::io::Error>(io)).chain(tokio_stream::pending());
+        Box::pin(async move {
+            drop(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming).await);
+        })
+    });
+    mesh.upstreams.services.borrow_mut().push((OTEL.to_owned(), handler));
+    collected
+}
+
+fn traced(random: f64) -> WaypointConfig {
+    let mut route = to("/", forward("app"));
+    route.operation = Some("reviews.shop:80/*".to_owned());
+    let mut chain = http_chain(vec![route], vec![]);
+    chain.tracing = Some(Tracing {
+        random_sampling: random,
+        overall_sampling: 100.0,
+        cluster: Some("otel".to_owned()),
+        tags: vec![("team".to_owned(), TagValue::Literal("core".to_owned()))],
+        ..Tracing::default()
+    });
+    config(ChainKind::Http(Box::new(chain)), vec![cluster("app", &[APP]), cluster("otel", &[OTEL])])
+}
+
+/// Waits until spans have been sent on: they wait a second for others.
+async fn spans(collected: &Collected) -> Vec<Span> {
+    for _ in 0..100 {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        if !collected.lock().unwrap().is_empty() {
+            break;
+        }
+    }
+    let requests = collected.lock().unwrap();
+    requests.iter().flat_map(|one| &one.resource_spans).flat_map(|one| &one.scope_spans[0].spans).cloned().collect()
+}
+
+#[test]
+fn sampled_requests_leave_spans_and_tell_the_application() {
+    run(async || {
+        let mesh = Mesh::new(&traced(100.0));
+        let collected = collector(&mesh, false);
+        for path in ["/a", "/b"] {
+            assert_eq!(mesh.send(get(path)).await.status, 200);
+        }
+        let spans = spans(&collected).await;
+        assert_eq!(spans.len(), 2);
+        for (span, seen) in spans.iter().zip(mesh.seen()) {
+            assert_eq!(span.name, "reviews.shop:80/*");
+            assert!(span.parent_span_id.is_empty());
+            let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+            let told = format!("00-{}-{}-01", hex(&span.trace_id), hex(&span.span_id));
+            assert_eq!(seen.headers["traceparent"], told);
+        }
+        let metrics = mesh.registry.encode();
+        assert!(metrics.contains("strata_spans_total{outcome=\"sent\"} 2"), "{metrics}");
+    });
+}
+
+#[test]
+fn a_callers_no_is_heeded() {
+    run(async || {
+        let mesh = Mesh::new(&traced(100.0));
+        let collected = collector(&mesh, false);
+        let unwanted = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
+        mesh.send(with(get("/"), "traceparent", unwanted)).await;
+        let told = mesh.seen()[0].headers["traceparent"].to_str().unwrap().to_owned();
+        assert!(told.starts_with(&unwanted[..36]) && told.ends_with("-00") && told != unwanted, "{told}");
+        mesh.send(with(get("/"), "traceparent", &format!("{}01", &unwanted[..53]))).await;
+        let spans = spans(&collected).await;
+        assert_eq!(spans.len(), 1);
+        assert_eq!(spans[0].parent_span_id, 0xb7ad6b7169203331u64.to_be_bytes());
+    });
+}
+
+#[test]
+fn a_collector_that_refuses_or_is_away_costs_requests_nothing() {
+    run(async || {
+        let mesh = Mesh::new(&traced(100.0));
+        let collected = collector(&mesh, true);
+        assert_eq!(mesh.send(get("/")).await.status, 200);
+        assert_eq!(spans(&collected).await.len(), 1);
+        mesh.upstreams.down.borrow_mut().push(OTEL.to_owned());
+        assert_eq!(mesh.send(get("/")).await.status, 200);
+        for _ in 0..100 {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            if mesh.registry.encode().contains("strata_spans_total{outcome=\"failed\"} 2") {
+                return;
+            }
+        }
+        panic!("{}", mesh.registry.encode());
+    });
+}
