@@ -9,6 +9,7 @@ use l4_netns::NodeRoute;
 use serde_json::{Value, json};
 
 use crate::agent::Agent;
+use crate::health::HealthChecks;
 use crate::objects::NodeFacts;
 
 /// What the agent was told to do at the edge.
@@ -31,6 +32,7 @@ pub(crate) struct EdgeState {
     pub(crate) wanted: Wanted,
     in_force: Option<(NodeFacts, Arc<l4_lb::Compiled>)>,
     problem: Option<String>,
+    health: HealthChecks,
     /// Nothing is wanted, and nothing is left of earlier agents.
     dropped: bool,
 }
@@ -62,6 +64,7 @@ impl EdgeState {
         json!({
             "masquerade": self.wanted.masquerade,
             "node_ports": self.wanted.node_ports,
+            "health_checks": self.health.len(),
             "published": published.map_or(0, |(_, services)| services.outside.len()),
             "problem": self.problem,
         })
@@ -75,6 +78,9 @@ impl Agent {
             return self.drop_edge().await;
         }
         let services = &self.tables.in_force.services;
+        if self.edge.wanted.node_ports {
+            self.edge.health.sync(&services.health).await;
+        }
         let same = |(facts, before): &(NodeFacts, Arc<l4_lb::Compiled>)| {
             *facts == self.facts && (Arc::ptr_eq(before, services) || before.outside == services.outside)
         };

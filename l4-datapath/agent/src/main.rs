@@ -13,6 +13,7 @@ mod edge;
 mod enrolment;
 mod flows;
 mod handoff;
+mod health;
 mod install;
 mod ipam;
 mod mesh;

@@ -1,8 +1,9 @@
 //! What callers outside the cluster reach on this node: node ports, external and load balancers' addresses, pods' host
 //! ports.
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use compat_objects::core::{Pod, Service};
+use compat_objects::core::{Pod, Service, ServiceSpec};
 use compat_objects::{Fault, HasMeta as _, Kind, ObjectKey, has_ended};
 use ipnet::IpNet;
 
@@ -33,12 +34,24 @@ pub struct Outside {
     pub sources: Vec<IpNet>,
 }
 
+/// Whether a load balancer should send this node what is for a service with `externalTrafficPolicy: Local`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    pub namespace: String,
+    pub name: String,
+    /// Its ready pods on this node.
+    pub local: usize,
+}
+
 impl Compiler<'_, '_> {
     /// What this node publishes of a service. What has no backend is left out: nobody listens there.
     pub(crate) fn outside(&mut self, service: &Service) {
         let Some(spec) = &service.spec else { return };
         let key = ObjectKey::new(Kind::Service, service.namespace(), service.name());
         let local_only = spec.external_traffic_policy.as_deref() == Some("Local");
+        if local_only && spec.type_.as_deref() == Some("LoadBalancer") {
+            self.health_check(service, spec);
+        }
         let ranges = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
         let sources: Vec<IpNet> = ranges.iter().filter_map(|range| range.trim().parse().ok()).collect();
         if sources.len() != ranges.len() {
@@ -79,6 +92,26 @@ impl Compiler<'_, '_> {
                     self.publish_outside(&key, "spec.ports", published, answer(sources));
                 }
             }
+        }
+    }
+
+    fn health_check(&mut self, service: &Service, spec: &ServiceSpec) {
+        let Some(port) = spec.health_check_node_port.and_then(port_number) else { return };
+        // A pod has an address of each family: counted once.
+        let local = [false, true].map(|v6| {
+            let ports = spec.ports.iter().flatten();
+            let backends = ports.flat_map(|port| self.endpoints.backends(service, port, v6, true));
+            backends.map(|backend| backend.addr).collect::<BTreeSet<_>>().len()
+        });
+        let local = local[0].max(local[1]);
+        let check = HealthCheck { namespace: service.namespace().into(), name: service.name().into(), local };
+        match self.compiled.health.get(&port) {
+            Some(owner) => {
+                let reason = format!("{}/{} has port {port} already; it keeps it", owner.namespace, owner.name);
+                let key = ObjectKey::new(Kind::Service, service.namespace(), service.name());
+                self.fault_of(&key, Fault::error(key.to_string(), "spec.healthCheckNodePort", reason));
+            }
+            None => drop(self.compiled.health.insert(port, check)),
         }
     }
 

@@ -8,7 +8,7 @@ use strata_abi::{Addr, Backend, BackendKey, Service, ServiceKey, proto};
 
 use crate::BackendSets;
 use crate::endpoints::Endpoints;
-use crate::outside::{Outside, Published};
+use crate::outside::{HealthCheck, Outside, Published};
 
 /// Entries that node ports may take for callers inside the cluster. With more nodes and ports only the own node's
 /// addresses get them.
@@ -27,6 +27,8 @@ pub struct Compiled {
     pub names: BTreeMap<ServiceKey, String>,
     /// What callers outside the cluster reach on this node.
     pub outside: BTreeMap<Published, Outside>,
+    /// What load balancers are told that ask at a port of this node (`healthCheckNodePort`).
+    pub health: BTreeMap<u16, HealthCheck>,
     /// Services or ports left out, and why.
     pub faults: Vec<Fault>,
 }

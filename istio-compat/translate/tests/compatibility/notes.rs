@@ -24,7 +24,7 @@ embedded control plane, WasmPlugin closes what it applies to, BackendTLSPolicy i
 one that names them closes its Service), other kinds are unknown to it. Of MeshConfig only
 `extensionProviders` that authorize are read, other keys are named. The lower layer honours NetworkPolicy whole, and of Services ClusterIP, ports, EndpointSlices,
 `externalIPs`, LoadBalancer addresses, `internalTrafficPolicy`, session affinity and traffic distribution, node ports,
-`externalTrafficPolicy` and `loadBalancerSourceRanges`; no `healthCheckNodePort`.
+`externalTrafficPolicy` with `healthCheckNodePort`, and `loadBalancerSourceRanges`.
 
 Repeated below other fields and not listed twice: `spec.subsets[].trafficPolicy` and `spec.trafficPolicy.portLevelSettings[]` of DestinationRule,
 `spec.rules[].backendRefs[].filters[]` of routes (there only header modifiers are honoured, others are refused).

@@ -243,3 +243,41 @@ fn load_balancers_addresses_let_in_whom_they_name_and_host_ports_lead_to_their_p
     node.write("service.yaml", &balanced("[203.0.113.0/24]"));
     assert!(eventually(|| outside.call(balancer) == Some(HOST_V4.into())), "{}", node.log());
 }
+
+/// What a load balancer is told at a port of the node.
+fn health(outside: &Outside, port: u16) -> Option<String> {
+    outside.inside(|| {
+        let mut stream = TcpStream::connect_timeout(&at(NODE_V4, port), Duration::from_millis(700)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: node\r\n\r\n").ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        Some(text)
+    })
+}
+
+#[test]
+fn load_balancers_are_told_whether_a_node_has_pods_of_a_service() {
+    let mut node = Node::new();
+    node.flags(&FLAGS);
+    let outside = Outside::beside(&node);
+    let local = service("Local", ", healthCheckNodePort: 32100").replace("type: NodePort", "type: LoadBalancer");
+    node.write("service.yaml", &local);
+    node.describe("web", "app: web");
+    node.start();
+    let web = telling(&node, "web");
+    let says = |status: &str, pods: usize| {
+        let text = health(&outside, 32100).unwrap_or_default();
+        text.starts_with(&format!("HTTP/1.1 {status}"))
+            && text.contains(&format!("X-Load-Balancing-Endpoint-Weight: {pods}\r\n"))
+            && text
+                .contains(&format!("\"service\":{{\"namespace\":\"shop\",\"name\":\"web\"}},\"localEndpoints\":{pods}"))
+    };
+    assert!(eventually(|| says("503 Service Unavailable", 0)), "{:?}\n{}", health(&outside, 32100), node.log());
+    node.write("slices.yaml", &slices(&[(&web, &node)]));
+    assert!(eventually(|| says("200 OK", 1)), "{:?}\n{}", health(&outside, 32100), node.log());
+    assert_eq!(node.status()["edge"]["health_checks"], 1);
+    // A service that leads everywhere has no such port.
+    node.write("service.yaml", &service("Cluster", ""));
+    assert!(eventually(|| health(&outside, 32100).is_none()), "{:?}", health(&outside, 32100));
+}
