@@ -18,6 +18,10 @@ use tokio::net::TcpListener;
 use xds_model::envoy::Resources;
 use xds_proto::type_url;
 
+/// strata-proxy's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The service's address; connections are dispatched as if they had been made to it.
 const VIP: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 9, 9), 80);
 

@@ -17,6 +17,10 @@ mod workers;
 
 use config::{Role, Started};
 
+/// Every request allocates and frees: docs/benchmarks.md says what it gives.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> anyhow::Result<()> {
     if let Some(done) = request::asked_for(std::env::args().skip(1)) {
         return done;

@@ -334,6 +334,14 @@ async fn the_meshs_names_are_answered_in_the_pod() {
     let mut proxy = NodeProxy::start_with(&control, &pods, &["--dns-resolvers", "10.44.5.2"]).await;
 
     let service = payments_service().hostname;
+    // It listens once it knows names; here nothing else would answer in the meantime.
+    let listens = || a.run(|| UdpSocket::bind("127.0.0.1:15053").is_err()).join().unwrap();
+    for _ in 0..500 {
+        if listens() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     assert_eq!(ask_for(&a, &format!("{service}.")), "10.96.0.1");
     assert_eq!(ask_for(&a, "api.example.com."), "240.240.0.1");
     assert!(asked.try_recv().is_err(), "the resolver was asked for what the mesh knows");

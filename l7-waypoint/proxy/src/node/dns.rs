@@ -6,7 +6,7 @@
 mod names;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use xds_model::wds::MeshView;
 
+use super::WORKLOAD_WAIT;
 use super::pods::Pod;
 use crate::config::{Flags, Switch};
 use names::Asker;
@@ -33,6 +34,11 @@ const IN_FLIGHT: usize = 1024;
 const MAX_DATAGRAM: usize = 64 << 10;
 /// Bounds of the durations' histogram in seconds, as ztunnel's.
 const BUCKETS: [f64; 6] = [0.001, 0.005, 0.01, 0.1, 1.0, 5.0];
+
+/// Who asks nothing: the discard service's port (RFC 863).
+const NOBODY: u16 = 9;
+/// How long a socket that is given no more queries is read from: those on their way to it when that began.
+const LAST_QUERIES: Duration = Duration::from_millis(200);
 
 /// What answers pods' queries.
 pub(crate) struct Dns {
@@ -68,6 +74,16 @@ impl Dns {
     /// Whether a connection to `addr` is to one of those.
     pub(crate) fn stands_at(&self, addr: SocketAddr) -> bool {
         self.names && self.resolvers.contains(&addr)
+    }
+
+    /// Until the control plane has said what services there are: before, every name would be the resolver's.
+    pub(crate) async fn names_known(&self) {
+        let mut changes = self.mesh.changes();
+        while self.names && !self.mesh.load().addresses_known() {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// The mesh's answer to a query of `pod`.
@@ -117,6 +133,8 @@ impl Dns {
     }
 
     async fn converse(&self, pod: &Pod, mut client: TcpStream) -> io::Result<()> {
+        // A proxy that has just begun knows no names yet.
+        drop(tokio::time::timeout(WORKLOAD_WAIT, self.names_known()).await);
         let mut upstream = None;
         loop {
             let query = match tokio::time::timeout(IDLE_TIME, read_message(&mut client)).await {
@@ -219,14 +237,22 @@ impl Metrics {
 async fn datagrams(dns: Arc<Dns>, pod: Arc<Pod>, socket: Arc<tokio::net::UdpSocket>) {
     let room = Arc::new(Semaphore::new(IN_FLIGHT));
     let mut buffer = vec![0; MAX_DATAGRAM];
+    let v6 = socket.local_addr().is_ok_and(|own| own.is_ipv6());
+    let mut leaving = false;
     loop {
         let received = tokio::select! {
             received = socket.recv_from(&mut buffer) => received,
-            // What is in the queue would be lost with the socket.
-            () = pod.listening.cancelled() => match socket.try_recv_from(&mut buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                received => received,
-            },
+            () = pod.listening.cancelled(), if !leaving => {
+                leaving = true;
+                // A connected socket is given no more of others' datagrams: a successor's gets them. What is in the queue is
+                // answered; it would be lost with the socket.
+                let own: IpAddr = if v6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
+                if let Err(error) = socket.connect((own, NOBODY)).await {
+                    tracing::debug!(pod = pod.info.uid, %error, "queries may be lost");
+                }
+                continue;
+            }
+            () = tokio::time::sleep(LAST_QUERIES), if leaving => return,
         };
         // An error is an ICMP message about an earlier answer (udp(7)): its client has gone.
         let Ok((length, client)) = received else { continue };

@@ -13,8 +13,9 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use xds_model::spiffe::SpiffeId;
 
+use super::dns::Dns;
 use super::pods::Pod;
-use super::{Shared, Worker, inbound, outbound, passthrough};
+use super::{Shared, WORKLOAD_WAIT, Worker, inbound, outbound, passthrough};
 use crate::config::Flags;
 use crate::netns::{self, Netns};
 use crate::sockets::{Capture, PodSockets};
@@ -173,24 +174,27 @@ impl Enrolment {
     }
 
     async fn open_dns(&self, pod: &Arc<Pod>, worker: usize) -> std::io::Result<()> {
-        let dns = self.shared.dns.clone();
-        // istio-cni's rules lead queries here whether we know names or not.
-        if self.capture == Capture::Steered && dns.stands_for().is_empty() {
-            return Ok(());
-        }
-        let sockets = pod.sockets.clone();
-        match blocking(move || sockets.listen_for_dns()).await {
-            Ok(listening) => {
-                let pod = pod.clone();
-                self.workers.run(worker, move |_| dns.serve(&pod, listening)).await;
+        let (pod, dns) = (pod.clone(), self.shared.dns.clone());
+        match self.capture {
+            Capture::Steered if dns.stands_for().is_empty() => Ok(()),
+            // The hooks look for our socket: without it the pod's queries go where they went before, or to a proxy whose
+            // place we take.
+            Capture::Steered => {
+                let wait = move |_| drop(tokio::spawn(answer_when_known(pod, dns)));
+                self.workers.run(worker, wait).await;
                 Ok(())
             }
-            // The hooks look for our socket: without it the pod's queries go where they went before.
-            Err(error) if self.capture == Capture::Steered => {
-                tracing::warn!(pod = pod.info.uid, %error, "the pod is not told the mesh's names");
+            // istio-cni's rules lead queries here whether we know names or not.
+            Capture::Redirected => {
+                let sockets = pod.sockets.clone();
+                let listening = blocking(move || sockets.listen_for_dns()).await?;
+                let serve = async move {
+                    drop(tokio::time::timeout(WORKLOAD_WAIT, dns.names_known()).await);
+                    dns.serve(&pod, listening);
+                };
+                self.workers.run(worker, move |_| drop(tokio::spawn(serve))).await;
                 Ok(())
             }
-            Err(error) => Err(error),
         }
     }
 
@@ -211,6 +215,18 @@ impl Enrolment {
                 pod.gone.cancel();
             });
         }
+    }
+}
+
+/// Answers the pod's queries from when there are names to answer for.
+async fn answer_when_known(pod: Arc<Pod>, dns: Arc<Dns>) {
+    if pod.listening.run_until_cancelled(dns.names_known()).await.is_none() {
+        return;
+    }
+    let sockets = pod.sockets.clone();
+    match blocking(move || sockets.listen_for_dns()).await {
+        Ok(listening) => dns.serve(&pod, listening),
+        Err(error) => tracing::warn!(pod = pod.info.uid, %error, "the pod is not told the mesh's names"),
     }
 }
 

@@ -44,6 +44,8 @@ type ByAddress<T> = HashMap<Arc<str>, HashMap<IpAddr, SmallVec<[Arc<T>; 1]>>>;
 #[derive(Debug, Clone, Default)]
 pub struct Mesh {
     generation: u64,
+    /// The control plane has said what workloads and services there are.
+    addresses_known: bool,
     config: MeshConfig,
     workloads: HashMap<Arc<str>, Arc<Workload>>,
     /// Best first where several share one address: pod with HBONE, pod, HBONE, other.
@@ -68,6 +70,11 @@ impl Mesh {
 
     pub fn config(&self) -> &MeshConfig {
         &self.config
+    }
+
+    /// Whether the control plane has named workloads and services yet: before, that one is missing says nothing.
+    pub fn addresses_known(&self) -> bool {
+        self.addresses_known
     }
 
     /// A workload by its uid.
@@ -344,6 +351,7 @@ impl MeshBuilder {
                 rejected.push(Rejected { name: name.to_owned(), reason });
             }
         }
+        self.next.addresses_known |= type_url == type_url::ADDRESS;
         self.publish();
         rejected
     }
