@@ -45,6 +45,15 @@ impl<'a> Place<'a> {
         if self.program == "from_pod" { TcAttachType::Ingress } else { TcAttachType::Egress }
     }
 
+    /// Takes the filter away. One whose interface is gone has gone with it.
+    fn detach(&self) -> io::Result<()> {
+        use aya::programs::links::Link as _;
+        let Some(interface) = self.interface() else { return Ok(()) };
+        SchedClassifierLink::attached(&interface, self.side(), PRIORITY, HANDLE, None)?
+            .detach()
+            .map_err(io::Error::other)
+    }
+
     /// The interface's name; `None` if it is gone.
     pub(crate) fn interface(&self) -> Option<String> {
         if_indextoname(self.ifindex).ok()?.into_string().ok()
@@ -88,19 +97,25 @@ pub(crate) fn remove(dir: &Path, program: &str, pod_index: u32) -> Result<bool, 
     let mut found = false;
     for ifindex in places(dir, program, pod_index)? {
         let place = Place { program, ifindex, pod_index };
-        if let Some(interface) = place.interface() {
-            let link = SchedClassifierLink::attached(&interface, place.side(), PRIORITY, HANDLE, None);
-            let detached = link.map_err(io::Error::other).and_then(|link| {
-                use aya::programs::links::Link as _;
-                link.detach().map_err(io::Error::other)
-            });
-            detached.map_err(|source| Error::Path { action: "detach the filter", path: place.pin(dir), source })?;
-        }
+        let detached = place.detach();
+        detached.map_err(|source| Error::Path { action: "detach the filter", path: place.pin(dir), source })?;
         let path = place.pin(dir);
         std::fs::remove_file(&path).map_err(|source| Error::Path { action: "unpin", path, source })?;
         found = true;
     }
     Ok(found)
+}
+
+/// Takes away every filter that pins in `dir` tell of; the pins stay.
+pub(crate) fn detach_all(dir: &Path) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if let Some(place) = name.to_str().and_then(Place::read)
+            && let Err(error) = place.detach()
+        {
+            tracing::warn!(?place, %error, "a filter could not be taken away");
+        }
+    }
 }
 
 /// Interfaces that pins say a pod's program is on.

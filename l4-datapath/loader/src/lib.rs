@@ -184,8 +184,10 @@ pub fn version_dir(bpffs: &Path) -> PathBuf {
     bpffs.join(format!("v{ABI_VERSION}"))
 }
 
-/// Removes every pin below `bpffs`, and so every program and map nothing else holds. Missing is fine.
+/// Removes every pin below `bpffs`, and so every program and map nothing else holds; filters of pods' interfaces are taken
+/// away first, in the namespace this runs in. Missing is fine.
 pub fn unload(bpffs: &Path) -> Result<(), Error> {
+    filters::detach_all(&version_dir(bpffs).join("links"));
     match std::fs::remove_dir_all(bpffs) {
         Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
             Err(Error::Path { action: "remove", path: bpffs.into(), source })
