@@ -46,6 +46,7 @@ impl Agent {
             "orphans": self.orphans.iter().map(|pod| json!({"attachment": pod.attachment.to_string(), "uid": pod.pod.uid, "addresses": pod.addresses().collect::<Vec<_>>()})).collect::<Vec<_>>(),
             "maps": self.tables.counts().into_iter().map(|(name, count)| (name.to_owned(), json!(count))).collect::<serde_json::Map<_, _>>(),
             "programs": self.datapath.instruction_counts(),
+            "kernel": json!({"errno": self.datapath.features().errno, "tcx": self.datapath.features().tcx}),
             "statistics": statistics_json(&statistics),
         })
     }

@@ -7,10 +7,14 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderMap;
+use bytes::Bytes;
+use http::Method;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use l7_telemetry::trace::otlp::{ExportTraceServiceResponse, Span};
-use l7_telemetry::trace::{Sink, TraceContext, Tracer, export_request};
+use l7_telemetry::trace::{TraceContext, Tracer, export_request};
 use l7_telemetry::{Record, SpanOutcome};
+use prost::Message;
+use xds_model::envoy::telemetry::{Collector, CollectorHttp};
 
 use crate::call::{self, grpc};
 use crate::engine::Engine;
@@ -26,7 +30,7 @@ const ROOM: usize = 4 * BATCH;
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Spans that wait, by collector and service.
-pub(crate) type Spans = BTreeMap<(Sink, Arc<str>), Vec<Span>>;
+pub(crate) type Spans = BTreeMap<(Arc<Collector>, Arc<str>), Vec<Span>>;
 
 /// A request that belongs to a trace.
 pub(crate) struct Traced {
@@ -48,7 +52,7 @@ impl Traced {
             return;
         }
         let mut spans = engine.spans.borrow_mut();
-        let waiting = spans.entry((self.tracer.sink.clone(), self.tracer.service.clone())).or_default();
+        let waiting = spans.entry((self.tracer.collector.clone(), self.tracer.service.clone())).or_default();
         if waiting.len() < ROOM {
             waiting.push(self.tracer.span(self.context, self.operation.as_deref(), record));
         } else {
@@ -63,40 +67,69 @@ pub(crate) async fn export(engine: Weak<Engine>) {
         tokio::time::sleep(INTERVAL).await;
         let Some(engine) = engine.upgrade() else { return };
         let waiting = std::mem::take(&mut *engine.spans.borrow_mut());
-        for ((sink, service), mut spans) in waiting {
+        for ((collector, service), mut spans) in waiting {
             while !spans.is_empty() {
                 let rest = spans.split_off(spans.len().min(BATCH));
-                send(&engine, &sink, &service, std::mem::replace(&mut spans, rest)).await;
+                send(&engine, &collector, &service, std::mem::replace(&mut spans, rest)).await;
             }
         }
     }
 }
 
-async fn send(engine: &Rc<Engine>, sink: &Sink, service: &str, spans: Vec<Span>) {
+async fn send(engine: &Rc<Engine>, collector: &Collector, service: &str, spans: Vec<Span>) {
     let count = spans.len() as u64;
     let telemetry = &engine.config.shared.telemetry;
-    match taken(engine, sink, service, spans).await {
+    match taken(engine, collector, service, spans).await {
         Ok(refused) => {
             telemetry.spans(SpanOutcome::Sent, count - refused.min(count));
             telemetry.spans(SpanOutcome::Failed, refused.min(count));
         }
         Err(reason) => {
-            tracing::debug!(cluster = %sink.cluster, reason, count, "spans are lost");
+            tracing::debug!(cluster = collector.cluster, reason, count, "spans are lost");
             telemetry.spans(SpanOutcome::Failed, count);
         }
     }
 }
 
 /// How many of them the collector refused.
-async fn taken(engine: &Rc<Engine>, sink: &Sink, service: &str, spans: Vec<Span>) -> Result<u64, String> {
+async fn taken(engine: &Rc<Engine>, collector: &Collector, service: &str, spans: Vec<Span>) -> Result<u64, String> {
     let worker = engine.worker();
-    let upstream = engine.upstream(&worker, &sink.cluster);
-    let upstream = upstream.ok_or_else(|| format!("cluster {} is not known", sink.cluster))?;
+    let upstream = engine.upstream(&worker, &collector.cluster);
+    let upstream = upstream.ok_or_else(|| format!("cluster {} is not known", collector.cluster))?;
     let request = export_request(service, spans);
-    let question = grpc::question(EXPORT, &sink.authority, HeaderMap::new(), TIMEOUT, &request)?;
+    let question = match &collector.http {
+        None => grpc::question(EXPORT, &collector.authority, HeaderMap::new(), TIMEOUT, &request)?,
+        Some(http) => over_http(&collector.authority, http, &request)?,
+    };
     // No client's destination.
     let original = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-    let to = call::To { engine, upstream: &upstream, grpc: true, timeout: TIMEOUT, original };
-    let response: ExportTraceServiceResponse = grpc::answer(&to.call(&question).await?)?;
+    let to = call::To { engine, upstream: &upstream, grpc: collector.http.is_none(), timeout: TIMEOUT, original };
+    let reached = to.call(&question).await?;
+    let response: ExportTraceServiceResponse = match &collector.http {
+        None => grpc::answer(&reached)?,
+        Some(_) if !reached.parts.status.is_success() => return Err(format!("HTTP status {}", reached.parts.status)),
+        // What it says besides is not needed: collectors answer in JSON too.
+        Some(_) => ExportTraceServiceResponse::decode(&*reached.body).unwrap_or_default(),
+    };
     Ok(response.partial_success.map_or(0, |partial| u64::try_from(partial.rejected_spans).unwrap_or(0)))
+}
+
+/// The request of OTLP/HTTP with binary messages.
+fn over_http(authority: &str, http: &CollectorHttp, message: &impl Message) -> Result<call::Question, String> {
+    let mut headers = HeaderMap::new();
+    for (name, value) in &http.headers {
+        let invalid = |_| format!("{name}: not a header");
+        let name: HeaderName = name.parse().map_err(invalid)?;
+        headers.insert(name, value.parse().map_err(|_| format!("{value:?}: not a header's value"))?);
+    }
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
+    let body: Bytes = message.encode_to_vec().into();
+    headers.insert(CONTENT_LENGTH, body.len().into());
+    Ok(call::Question {
+        method: Method::POST,
+        authority: authority.parse().map_err(|error| format!("{authority}: {error}"))?,
+        path: http.path.parse().map_err(|error| format!("{}: {error}", http.path))?,
+        headers,
+        body,
+    })
 }

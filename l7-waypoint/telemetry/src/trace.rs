@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue, USER_AGENT};
-use xds_model::envoy::telemetry::{TagValue, Tracing};
+use xds_model::envoy::telemetry::{Collector, TagValue, Tracing};
 
 use crate::format::{Format, FormatError, protocol};
 use crate::record::Record;
@@ -71,21 +71,13 @@ fn hex(text: &str, digits: usize) -> Option<u128> {
 #[derive(Debug)]
 pub struct Tracer {
     /// Where spans go.
-    pub sink: Sink,
+    pub collector: Arc<Collector>,
     /// `service.name` of the resource.
     pub service: Arc<str>,
     /// Of 10,000 requests without a caller's decision.
     sampled: u64,
     tags: Vec<(String, Tag)>,
     max_path: usize,
-}
-
-/// A collector behind a cluster.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Sink {
-    pub cluster: Arc<str>,
-    /// Of the call; the cluster's name if the configuration says none.
-    pub authority: Arc<str>,
 }
 
 #[derive(Debug)]
@@ -101,8 +93,7 @@ impl Tracer {
     /// # Errors
     /// If a tag's format cannot be read.
     pub fn compile(config: &Tracing) -> Result<Option<Tracer>, FormatError> {
-        let Some(cluster) = &config.cluster else { return Ok(None) };
-        let authority = config.authority.as_deref().unwrap_or(cluster);
+        let Some(collector) = &config.collector else { return Ok(None) };
         let mut tags = Vec::with_capacity(config.tags.len());
         for (name, value) in &config.tags {
             let tag = match value {
@@ -122,7 +113,7 @@ impl Tracer {
         }
         let share = config.random_sampling.clamp(0.0, 100.0) * config.overall_sampling.clamp(0.0, 100.0);
         Ok(Some(Tracer {
-            sink: Sink { cluster: cluster.as_str().into(), authority: authority.into() },
+            collector: Arc::new(collector.clone()),
             service: config.service_name.clone().unwrap_or_else(|| own_name(config)).into(),
             sampled: share.round() as u64,
             tags,

@@ -2,14 +2,16 @@
 
 use std::sync::{Arc, Mutex};
 
+use http_body_util::BodyExt;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
 use opentelemetry_proto::tonic::trace::v1::Span;
+use prost::Message;
 use tokio::io::DuplexStream;
 use tokio_stream::StreamExt;
 use xds_model::envoy::WaypointConfig;
 use xds_model::envoy::chain::ChainKind;
-use xds_model::envoy::telemetry::{TagValue, Tracing};
+use xds_model::envoy::telemetry::{Collector as OtlpCollector, CollectorHttp, TagValue, Tracing};
 
 use crate::config::*;
 use crate::support::*;
@@ -53,14 +55,14 @@ fn collector(mesh: &Mesh, refuses: bool) -> Collected {
     collected
 }
 
-fn traced(random: f64) -> WaypointConfig {
+fn traced(http: Option<CollectorHttp>) -> WaypointConfig {
     let mut route = to("/", forward("app"));
     route.operation = Some("reviews.shop:80/*".to_owned());
     let mut chain = http_chain(vec![route], vec![]);
     chain.tracing = Some(Tracing {
-        random_sampling: random,
+        random_sampling: 100.0,
         overall_sampling: 100.0,
-        cluster: Some("otel".to_owned()),
+        collector: Some(OtlpCollector { cluster: "otel".to_owned(), authority: "otel.obs".to_owned(), http }),
         tags: vec![("team".to_owned(), TagValue::Literal("core".to_owned()))],
         ..Tracing::default()
     });
@@ -82,7 +84,7 @@ async fn spans(collected: &Collected) -> Vec<Span> {
 #[test]
 fn sampled_requests_leave_spans_and_tell_the_application() {
     run(async || {
-        let mesh = Mesh::new(&traced(100.0));
+        let mesh = Mesh::new(&traced(None));
         let collected = collector(&mesh, false);
         for path in ["/a", "/b"] {
             assert_eq!(mesh.send(get(path)).await.status, 200);
@@ -102,9 +104,41 @@ fn sampled_requests_leave_spans_and_tell_the_application() {
 }
 
 #[test]
+fn collectors_are_reached_over_http_too() {
+    run(async || {
+        let headers = vec![("authorization".to_owned(), "Bearer x".to_owned())];
+        let http = CollectorHttp { path: "/v1/traces".to_owned(), headers };
+        let mesh = Mesh::new(&traced(Some(http)));
+        let collected = Collected::default();
+        let taken = collected.clone();
+        mesh.handler(move |endpoint, request| {
+            let taken = taken.clone();
+            async move {
+                if endpoint == OTEL {
+                    let head = (request.uri().path().to_owned(), request.headers().clone());
+                    let body = request.into_body().collect().await.unwrap().to_bytes();
+                    assert_eq!(
+                        (head.0.as_str(), &head.1["authorization"]),
+                        ("/v1/traces", &"Bearer x".parse().unwrap())
+                    );
+                    assert_eq!(
+                        (&head.1["content-type"], &head.1["host"]),
+                        (&"application/x-protobuf".parse().unwrap(), &"otel.obs".parse().unwrap())
+                    );
+                    taken.lock().unwrap().push(ExportTraceServiceRequest::decode(body).unwrap());
+                }
+                status(200)
+            }
+        });
+        assert_eq!(mesh.send(get("/a")).await.status, 200);
+        assert_eq!(spans(&collected).await.len(), 1);
+    });
+}
+
+#[test]
 fn a_callers_no_is_heeded() {
     run(async || {
-        let mesh = Mesh::new(&traced(100.0));
+        let mesh = Mesh::new(&traced(None));
         let collected = collector(&mesh, false);
         let unwanted = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
         mesh.send(with(get("/"), "traceparent", unwanted)).await;
@@ -120,7 +154,7 @@ fn a_callers_no_is_heeded() {
 #[test]
 fn a_collector_that_refuses_or_is_away_costs_requests_nothing() {
     run(async || {
-        let mesh = Mesh::new(&traced(100.0));
+        let mesh = Mesh::new(&traced(None));
         let collected = collector(&mesh, true);
         assert_eq!(mesh.send(get("/")).await.status, 200);
         assert_eq!(spans(&collected).await.len(), 1);

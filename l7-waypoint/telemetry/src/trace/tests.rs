@@ -7,7 +7,11 @@ fn config(random: f64, overall: f64) -> Tracing {
     Tracing {
         random_sampling: random,
         overall_sampling: overall,
-        cluster: Some("outbound|4317||otel.obs.svc.cluster.local".to_owned()),
+        collector: Some(Collector {
+            cluster: "outbound|4317||otel.obs.svc.cluster.local".to_owned(),
+            authority: "otel.obs.svc.cluster.local".to_owned(),
+            http: None,
+        }),
         tags: vec![
             ("istio.canonical_service".to_owned(), TagValue::Literal("waypoint".to_owned())),
             ("istio.namespace".to_owned(), TagValue::Literal("shop".to_owned())),
@@ -90,7 +94,7 @@ fn new_traces_are_sampled_as_configured() {
 #[test]
 fn a_span_says_what_envoys_says() {
     let tracer = tracer(100.0, 100.0);
-    assert_eq!((&*tracer.service, &*tracer.sink.authority), ("waypoint.shop", &*tracer.sink.cluster));
+    assert_eq!(&*tracer.service, "waypoint.shop");
     let context = tracer.begin(&mut headers(&[PARENT]), || 9);
     let mut span = Span::default();
     with_record(|record| span = tracer.span(context, Some("reviews.shop:80/*"), &record));
@@ -135,7 +139,7 @@ fn a_span_says_what_envoys_says() {
 
 #[test]
 fn without_a_collector_there_is_no_tracer() {
-    let none = Tracing { cluster: None, ..config(100.0, 100.0) };
+    let none = Tracing { collector: None, ..config(100.0, 100.0) };
     assert!(Tracer::compile(&none).unwrap().is_none());
     let broken = Tracing { tags: vec![("x".to_owned(), TagValue::Format("%REQ(".to_owned()))], ..config(100.0, 100.0) };
     assert!(Tracer::compile(&broken).is_err());

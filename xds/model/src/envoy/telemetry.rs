@@ -83,14 +83,30 @@ pub struct Tracing {
     pub overall_sampling: f64,
     /// Type URL of the provider's configuration, if there is one.
     pub provider: Option<String>,
-    /// Cluster of an OpenTelemetry gRPC exporter.
-    pub cluster: Option<String>,
-    /// Authority of its calls.
-    pub authority: Option<String>,
+    /// Who is sent spans, where the provider is one that is served.
+    pub collector: Option<Collector>,
     pub service_name: Option<String>,
     /// tag -> literal or format text.
     pub tags: Vec<(String, TagValue)>,
     pub max_path_tag_length: Option<u32>,
+}
+
+/// A collector of the OpenTelemetry protocol behind a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Collector {
+    pub cluster: String,
+    /// Of the calls.
+    pub authority: String,
+    /// `None`: gRPC.
+    pub http: Option<CollectorHttp>,
+}
+
+/// What a request to a collector over HTTP looks like.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct CollectorHttp {
+    /// With query.
+    pub path: String,
+    pub headers: Vec<(String, String)>,
 }
 
 /// Value of a custom tag.

@@ -3,6 +3,7 @@ use std::mem::take;
 
 use xds_proto::envoy::envoy::config::accesslog::v3 as wire;
 use xds_proto::envoy::envoy::config::core::v3 as core;
+use xds_proto::envoy::envoy::config::core::v3::http_uri;
 use xds_proto::envoy::envoy::config::trace::v3 as trace;
 use xds_proto::envoy::envoy::extensions::access_loggers::file::v3 as file;
 use xds_proto::envoy::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
@@ -11,7 +12,8 @@ use xds_proto::envoy::envoy::r#type::tracing::v3 as tag;
 use super::common::{format_text, inline_text, json, type_name, u32_of, unpack};
 use super::report::{Refusable, Refusal, Report};
 use crate::envoy::telemetry::{
-    AccessLog, AccessLogFilter, AccessLogFormat, AccessLogSink, MetricOverride, StatsFilter, TagValue, Tracing,
+    AccessLog, AccessLogFilter, AccessLogFormat, AccessLogSink, Collector, CollectorHttp, MetricOverride, StatsFilter,
+    TagValue, Tracing,
 };
 
 /// Access logs of one place.
@@ -138,17 +140,44 @@ fn open_telemetry(any: &xds_proto::envoy::google::protobuf::Any, out: &mut Traci
     match unpack::<trace::OpenTelemetryConfig>(any) {
         Ok(mut config) => {
             use core::grpc_service::TargetSpecifier;
-            if let Some(TargetSpecifier::EnvoyGrpc(target)) =
-                config.grpc_service.take().and_then(|service| service.target_specifier)
-            {
-                out.cluster = Some(target.cluster_name);
-                out.authority = Some(target.authority).filter(|authority| !authority.is_empty());
-            }
+            let grpc = config.grpc_service.take().and_then(|service| service.target_specifier);
+            out.collector = match (grpc, config.http_service.take()) {
+                (Some(TargetSpecifier::EnvoyGrpc(target)), _) => Some(Collector {
+                    authority: Some(target.authority)
+                        .filter(|name| !name.is_empty())
+                        .unwrap_or(target.cluster_name.clone()),
+                    cluster: target.cluster_name,
+                    http: None,
+                }),
+                (_, Some(service)) => over_http(service, report),
+                _ => None,
+            };
             out.service_name = Some(take(&mut config.service_name)).filter(|name| !name.is_empty());
             report.ignore_rest("tracing.provider", &config);
         }
         Err(Refusal(reason)) => report.ignored("tracing.provider", reason),
     }
+}
+
+/// OTLP over HTTP: `uri` names host and path, `cluster` where that is.
+fn over_http(service: core::HttpService, report: &mut Report) -> Option<Collector> {
+    let target = service.http_uri?;
+    let http_uri::HttpUpstreamType::Cluster(cluster) = target.http_upstream_type?;
+    let rest = target.uri.split_once("://").map_or(target.uri.as_str(), |(_, rest)| rest);
+    let (authority, path) = rest.find('/').map_or((rest, "/"), |slash| rest.split_at(slash));
+    let mut headers = Vec::new();
+    for header in service.request_headers_to_add.into_iter().filter_map(|option| option.header) {
+        if header.value.contains('%') {
+            report.ignored(
+                format!("tracing.provider header {}", header.key),
+                "formats are not served here; it is not sent",
+            );
+        } else {
+            headers.push((header.key, header.value));
+        }
+    }
+    let authority = if authority.is_empty() { cluster.clone() } else { authority.to_owned() };
+    Some(Collector { cluster, authority, http: Some(CollectorHttp { path: path.to_owned(), headers }) })
 }
 
 fn custom_tag(message: tag::CustomTag) -> Option<(String, TagValue)> {
@@ -222,4 +251,58 @@ pub(super) fn stats(message: PluginConfig, report: &mut Report) -> StatsFilter {
         })
         .collect();
     StatsFilter { disable_host_header_fallback, metrics }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::core;
+    use super::*;
+
+    /// What becomes of a provider's configuration, with what was noticed about it.
+    fn provider(config: &trace::OpenTelemetryConfig) -> (Tracing, Vec<String>) {
+        let mut report = Report::new("listener");
+        let mut out = Tracing::default();
+        let any = xds_proto::envoy::google::protobuf::Any {
+            type_url: "type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig".to_owned(),
+            value: config.encode_to_vec(),
+        };
+        open_telemetry(&any, &mut out, &mut report);
+        (out, report.notices.into_iter().map(|notice| notice.field).collect())
+    }
+
+    #[test]
+    fn collectors_over_grpc_and_http() {
+        use super::core::grpc_service::{EnvoyGrpc, TargetSpecifier};
+        let cluster = || "outbound|4317||otel.obs.svc.cluster.local".to_owned();
+        let target = TargetSpecifier::EnvoyGrpc(EnvoyGrpc { cluster_name: cluster(), ..EnvoyGrpc::default() });
+        let grpc_service = Some(core::GrpcService { target_specifier: Some(target), ..core::GrpcService::default() });
+        let config = trace::OpenTelemetryConfig { grpc_service, ..trace::OpenTelemetryConfig::default() };
+        let expected = Collector { cluster: cluster(), authority: cluster(), http: None };
+        assert_eq!(provider(&config).0.collector, Some(expected));
+
+        let http_uri = core::HttpUri {
+            uri: "http://otel.obs.svc.cluster.local:4318/v1/traces".to_owned(),
+            http_upstream_type: Some(http_uri::HttpUpstreamType::Cluster(cluster())),
+            ..core::HttpUri::default()
+        };
+        let header = |key: &str, value: &str| core::HeaderValueOption {
+            header: Some(core::HeaderValue { key: key.to_owned(), value: value.to_owned(), ..Default::default() }),
+            ..Default::default()
+        };
+        let http_service = Some(core::HttpService {
+            http_uri: Some(http_uri),
+            request_headers_to_add: vec![header("x-key", "k"), header("x-path", "%REQ(:PATH)%")],
+            ..core::HttpService::default()
+        });
+        let config = trace::OpenTelemetryConfig { http_service, ..trace::OpenTelemetryConfig::default() };
+        let (tracing, noticed) = provider(&config);
+        let http = CollectorHttp { path: "/v1/traces".to_owned(), headers: vec![("x-key".to_owned(), "k".to_owned())] };
+        let authority = "otel.obs.svc.cluster.local:4318".to_owned();
+        assert_eq!(tracing.collector, Some(Collector { cluster: cluster(), authority, http: Some(http) }));
+        assert_eq!(noticed, ["tracing.provider header x-path"]);
+
+        assert_eq!(provider(&trace::OpenTelemetryConfig::default()).0.collector, None);
+    }
 }
