@@ -4,6 +4,12 @@ mod support;
 use std::{
     net::{SocketAddr, UdpSocket},
     os::fd::AsFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
 };
 
 use l4_loader::Features;
@@ -119,20 +125,35 @@ fn outbound_is_steered_with_its_original_destination() {
     assert!(drops(&world, DropReason::MeshBypass) >= before + 2);
 }
 
-/// Answers each datagram at `address` inside the pod with its own text, as long as the socket is open.
-fn answer_inside(world: &World, pod: usize, address: &str, says: &'static str) -> UdpSocket {
-    let address: SocketAddr = address.parse().expect("an address");
-    let socket = inside(world.pods[pod].netns.as_fd(), || UdpSocket::bind(address).expect("bind"));
-    let answering = socket.try_clone().expect("a descriptor");
-    // Ends with an error once the socket is shut down.
-    answering.set_read_timeout(Some(std::time::Duration::from_secs(60))).expect("a time");
-    std::thread::spawn(move || {
-        let mut buffer = [0; 512];
-        while let Ok((1.., from)) = answering.recv_from(&mut buffer) {
-            let _ = answering.send_to(says.as_bytes(), from);
-        }
-    });
-    socket
+/// Answers datagrams inside a pod, until it is ended.
+struct Answering {
+    ended: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Answering {
+    fn at(world: &World, pod: usize, address: &str, says: &'static str) -> Answering {
+        let address: SocketAddr = address.parse().expect("an address");
+        let socket = inside(world.pods[pod].netns.as_fd(), || UdpSocket::bind(address).expect("bind"));
+        socket.set_read_timeout(Some(Duration::from_millis(20))).expect("a time");
+        let ended = Arc::new(AtomicBool::new(false));
+        let end = ended.clone();
+        let thread = std::thread::spawn(move || {
+            let mut buffer = [0; 512];
+            while !end.load(Ordering::Relaxed) {
+                if let Ok((_, from)) = socket.recv_from(&mut buffer) {
+                    let _ = socket.send_to(says.as_bytes(), from);
+                }
+            }
+        });
+        Answering { ended, thread }
+    }
+
+    /// After this the socket is closed.
+    fn end(self) {
+        self.ended.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the thread");
+    }
 }
 
 #[test]
@@ -166,8 +187,7 @@ fn queries_to_a_resolver_are_answered_inside_the_pod() {
         }
     };
     // The proxy listens, and the pod is not meshed; then it is, and the proxy answers for no resolver.
-    let v4 = answer_inside(&world, 0, "127.0.0.1:15053", "here");
-    let v6 = answer_inside(&world, 0, "[::1]:15053", "here");
+    let here = ["127.0.0.1:15053", "[::1]:15053"].map(|address| Answering::at(&world, 0, address, "here"));
     ask_all(&mut client, "hello");
     world.enroll(0);
     ask_all(&mut client, "hello");
@@ -196,12 +216,7 @@ fn queries_to_a_resolver_are_answered_inside_the_pod() {
     assert_eq!(world.proxy(0).run(&format!("udp connect {vip}:53")), "ECONNREFUSED");
     maps.services.insert(&vip_key, &service).expect("SERVICES");
     // Without the proxy names are the resolver's.
-    for socket in [v4, v6] {
-        // Not connected: an error, and the reader wakes up all the same.
-        let _ = socket2::SockRef::from(&socket).shutdown(std::net::Shutdown::Both);
-        drop(socket);
-    }
-    std::thread::sleep(std::time::Duration::from_millis(50));
+    here.into_iter().for_each(Answering::end);
     ask_all(&mut client, "hello");
 }
 
