@@ -384,6 +384,9 @@ pub mod stat {
     pub const COUNT: u32 = 48;
 }
 
+/// Where the proxy answers DNS queries inside a pod, on loopback; as Istio's.
+pub const DNS_CAPTURE_PORT: u16 = 15053;
+
 /// Marks used inside a pod's network namespace (`research/capture-spike.md` E1d, E3).
 pub mod mark {
     /// Set by the connect hook on a captured socket: leads the SYN to lo, into the proxy.

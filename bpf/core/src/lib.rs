@@ -26,9 +26,6 @@ pub const HBONE_PORT: u16 = 15008;
 /// Port of DNS (RFC 1035 section 4.2).
 pub const DNS_PORT: u16 = 53;
 
-/// Where the proxy answers DNS queries inside a pod, on loopback; as Istio's.
-pub const DNS_CAPTURE_PORT: u16 = 15053;
-
 /// What a decision may read and remember. In the kernel: map lookups and helpers; in tests: tables.
 pub trait Maps {
     fn config(&self) -> Option<&NodeConfig>;

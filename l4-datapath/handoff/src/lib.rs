@@ -11,5 +11,6 @@ mod seqpacket;
 pub use connection::{AgentEnd, Connection, HandoffError, ProxyEnd};
 pub use message::{AgentMessage, PodInfo, ProxyMessage, Refused, ShortCut, VERSION};
 pub use seqpacket::{Listener, SeqPacket};
-/// Kinds of listeners, the order of descriptors in [`ProxyMessage::Listeners`], and the marks of a pod's rules.
-pub use strata_abi::{listener, mark};
+/// Kinds of listeners, the order of descriptors in [`ProxyMessage::Listeners`], the marks of a pod's rules, and the port
+/// inside a pod that its DNS queries are led to.
+pub use strata_abi::{DNS_CAPTURE_PORT, listener, mark};

@@ -172,14 +172,10 @@ impl Shared {
 
     fn http_chain(&self, name: &str, chain: &HttpChain) -> PreparedChain {
         let mut prepared = PreparedChain { logs: self.logs(&chain.access_logs), ..PreparedChain::default() };
-        let tracer = chain.tracing.as_ref().map(Tracer::compile).transpose();
-        prepared.tracer = tracer
-            .unwrap_or_else(|error| {
-                tracing::error!(chain = name, %error, "no spans are sent");
-                None
-            })
-            .flatten()
-            .map(Arc::new);
+        prepared.tracer = chain.tracing.as_ref().and_then(|config| {
+            let tracer = Tracer::compile(config);
+            tracer.inspect_err(|error| tracing::error!(chain = name, %error, "no spans are sent")).ok()?.map(Arc::new)
+        });
         for (position, filter) in chain.filters.iter().enumerate() {
             match &filter.kind {
                 FilterKind::JwtAuthn(config) => {

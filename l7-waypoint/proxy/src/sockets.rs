@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use strata_handoff::{listener, mark};
+use strata_handoff::{DNS_CAPTURE_PORT, listener, mark};
 use tokio::net::{TcpSocket, TcpStream};
 use xds_model::wds::unmapped;
 
@@ -32,8 +32,6 @@ pub(crate) const OUTBOUND_PORT: u16 = 15001;
 pub(crate) const INBOUND_PORT: u16 = 15006;
 pub(crate) const OWN_PORTS: [u16; 3] = [OUTBOUND_PORT, INBOUND_PORT, l7_hbone::PORT];
 
-/// DNS of the pod, where it is captured.
-pub(crate) const DNS_PORT: u16 = 15053;
 /// What istio-cni's rules let pass, and by what they find the way back of a hop to the application
 /// (cni/pkg/config of istio/istio, `InpodMark`).
 const ISTIO_MARK: u32 = 0x539;
@@ -97,7 +95,7 @@ impl PodSockets {
         })
     }
 
-    /// Opens what [`DNS_PORT`] needs, for the families the namespace has. Steered connections come to the outbound
+    /// Opens what [`DNS_CAPTURE_PORT`] needs, for the families the namespace has. Steered connections come to the outbound
     /// listener, those to resolvers like all others.
     ///
     /// # Errors
@@ -110,7 +108,7 @@ impl PodSockets {
         self.netns.run_on_thread(|| {
             let mut out = Vec::with_capacity(2);
             for ip in [LOOPBACK.0, LOOPBACK.1] {
-                let addr = SocketAddr::new(ip, DNS_PORT);
+                let addr = SocketAddr::new(ip, DNS_CAPTURE_PORT);
                 let both = bound(addr, Type::DGRAM).and_then(|udp| Ok((udp.into(), tcp(addr)?)));
                 out.extend(where_possible(addr, both)?);
             }

@@ -2,10 +2,7 @@
 use core::ptr;
 
 use aya_ebpf::{
-    EbpfContext as _,
-    helpers::generated::bpf_setsockopt,
-    macros::cgroup_sock_addr,
-    programs::SockAddrContext,
+    EbpfContext as _, helpers::generated::bpf_setsockopt, macros::cgroup_sock_addr, programs::SockAddrContext,
 };
 use strata_abi::{Addr, FlowEvent, PodRecord, Translation, UdpPeerKey, Verdict, VipRecord, hook, mark, proto, stat};
 use strata_bpf_core::{
@@ -14,7 +11,7 @@ use strata_bpf_core::{
 };
 
 use super::sock_addr::{
-    Family, V4, V6, bound_device, from_proxy, netns_cookie, port, protocol, set_errno, set_port, socket_cookie,
+    Family, V4, V6, bound_device, from_proxy, netns_cookie, point, port, protocol, set_errno, socket_cookie,
 };
 use crate::{
     events::emit,
@@ -30,7 +27,7 @@ const IPPROTO_TCP: u32 = 6;
 pub(super) const IPPROTO_UDP: u32 = 17;
 const IPPROTO_MPTCP: u32 = 262;
 /// `BPF_NOEXIST`: only if it is new.
-pub(super) const NO_EXIST: u64 = 1;
+const NO_EXIST: u64 = 1;
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
@@ -107,10 +104,9 @@ fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
             ALLOW
         }
         Action::Rewrite => {
-            if !F::write(ctx, &decision.dst) {
+            if !point::<F>(ctx, &decision.dst, decision.dst_port) {
                 return refuse(ctx, &asked, &decision, errno::ECONNREFUSED, hook::CONNECT);
             }
-            set_port(ctx, decision.dst_port);
             remember(ctx, &asked, &decision);
             let direct = decision.verdict as u8 == Verdict::Direct as u8;
             count(if direct { stat::CONNECT_DIRECT } else { stat::CONNECT_TRANSLATED }, 1);
@@ -137,23 +133,10 @@ fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
     match decision.action {
         Action::Ignore | Action::Pass | Action::Steer => ALLOW,
         Action::Rewrite => {
-            if !F::write(ctx, &decision.dst) {
+            if !point::<F>(ctx, &decision.dst, decision.dst_port) {
                 return refuse(ctx, &asked, &decision, errno::ECONNREFUSED, hook::SENDMSG);
             }
-            set_port(ctx, decision.dst_port);
-            let key = UdpPeerKey {
-                cookie: socket_cookie(ctx),
-                backend: decision.dst,
-                backend_port: decision.dst_port,
-                _pad: [0; 6],
-            };
-            let vip = VipRecord { vip: asked.dst, vip_port: asked.dst_port, _pad: 0 };
-            if UDP_PEERS.insert(&key, &vip, NO_EXIST).is_ok() {
-                count(stat::CONNECT_TRANSLATED, 1);
-                report(ctx, &asked, &decision, hook::SENDMSG);
-            } else {
-                let _ = UDP_PEERS.insert(&key, &vip, 0);
-            }
+            remember_peer(ctx, &asked, &decision, stat::CONNECT_TRANSLATED);
             ALLOW
         }
         // A datagram to a plain address may answer one that was let in: only the packet programs know who opened.
@@ -203,6 +186,20 @@ pub(super) fn remember(ctx: &SockAddrContext, asked: &Asked<'_>, decision: &Deci
     if !stored.is_null() {
         // SAFETY: the socket's own storage, and the socket is locked or not yet shared. Needed where an entry was there before.
         unsafe { *stored = translation };
+    }
+}
+
+/// As [`remember`] for unconnected UDP; the first datagram to a backend is counted and reported.
+#[inline(always)]
+pub(super) fn remember_peer(ctx: &SockAddrContext, asked: &Asked<'_>, decision: &Decision, counter: u32) {
+    let key =
+        UdpPeerKey { cookie: socket_cookie(ctx), backend: decision.dst, backend_port: decision.dst_port, _pad: [0; 6] };
+    let vip = VipRecord { vip: asked.dst, vip_port: asked.dst_port, _pad: 0 };
+    if UDP_PEERS.insert(&key, &vip, NO_EXIST).is_ok() {
+        count(counter, 1);
+        report(ctx, asked, decision, hook::SENDMSG);
+    } else {
+        let _ = UDP_PEERS.insert(&key, &vip, 0);
     }
 }
 

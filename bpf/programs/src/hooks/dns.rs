@@ -12,18 +12,21 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use strata_abi::{Addr, DropReason, UdpPeerKey, Verdict, VipRecord, direction, hook, identity, pod_flag, proto, stat};
+use strata_abi::{Addr, DNS_CAPTURE_PORT, DropReason, Verdict, direction, hook, identity, pod_flag, proto, stat};
 use strata_bpf_core::{
-    DNS_CAPTURE_PORT, DNS_PORT,
+    DNS_PORT,
     connect::{Action, Decision, errno},
     service::{self, Target},
 };
 
 use super::{
-    connect::{ALLOW, Asked, IPPROTO_UDP, NO_EXIST, REFUSE, remember, report},
-    sock_addr::{Family, V4, V6, bound_device, errno_so_far, from_proxy, netns_cookie, port, protocol, set_errno, set_port, socket_cookie},
+    connect::{ALLOW, Asked, IPPROTO_UDP, REFUSE, remember, remember_peer, report},
+    names::{asked_by_socket, asked_of_peer},
+    sock_addr::{
+        Family, V4, V6, bound_device, errno_so_far, from_proxy, netns_cookie, point, port, protocol, set_errno,
+    },
 };
-use crate::maps::{Kernel, PODS, RESOLVERS, TRANSLATIONS, UDP_PEERS, count};
+use crate::maps::{Kernel, PODS, RESOLVERS, count};
 
 /// `BPF_F_CURRENT_NETNS`.
 const CURRENT_NETNS: u64 = u64::MAX;
@@ -59,17 +62,9 @@ fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
     if protocol != IPPROTO_UDP {
         return ALLOW;
     }
-    // SAFETY: the context's socket is live.
-    let noted = unsafe { TRANSLATIONS.get_ptr_mut(ctx) };
-    if !noted.is_null() {
-        // SAFETY: the socket's own storage, not null.
-        let noted = unsafe { &*noted };
-        if noted.backend_port != 0 && noted.backend_port == dst_port && noted.backend == dst {
-            (dst, dst_port) = (noted.vip, noted.vip_port);
-        }
-    }
+    (dst, dst_port) = asked_by_socket(ctx, &dst, dst_port).unwrap_or((dst, dst_port));
     if let Some((asked, decision)) = query(ctx, dst, dst_port)
-        && lead::<F>(ctx, &decision)
+        && point::<F>(ctx, &decision.dst, decision.dst_port)
     {
         remember(ctx, &asked, &decision);
         count(stat::CONNECT_STEERED, 1);
@@ -84,8 +79,10 @@ fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
 fn ask<F: Family>(ctx: &SockAddrContext, resolver: Addr, protocol: u32, netns_cookie: u64) -> i32 {
     let proto = if protocol == IPPROTO_UDP { proto::UDP } else { proto::TCP };
     match service::resolve(&Kernel, &resolver, DNS_PORT, proto, netns_cookie) {
-        Target::Backend(backend) if F::write(ctx, &backend.addr) => set_port(ctx, backend.port),
-        Target::Backend(_) | Target::Plain => {}
+        Target::Backend(backend) => {
+            point::<F>(ctx, &backend.addr, backend.port);
+        }
+        Target::Plain => {}
         Target::NoBackend | Target::UnknownPort => {
             set_errno(errno::ECONNREFUSED);
             return REFUSE;
@@ -101,22 +98,11 @@ fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
         return ALLOW;
     }
     let (mut dst, mut dst_port) = (F::read(ctx), port(ctx));
-    let mut key = UdpPeerKey { cookie: socket_cookie(ctx), backend: dst, backend_port: dst_port, _pad: [0; 6] };
-    // SAFETY: an LRU element may be reused under us: then the query goes where it went before us.
-    if let Some(record) = unsafe { UDP_PEERS.get(&key) } {
-        (dst, dst_port) = (record.vip, record.vip_port);
-    }
+    (dst, dst_port) = asked_of_peer(ctx, &dst, dst_port).unwrap_or((dst, dst_port));
     if let Some((asked, decision)) = query(ctx, dst, dst_port)
-        && lead::<F>(ctx, &decision)
+        && point::<F>(ctx, &decision.dst, decision.dst_port)
     {
-        (key.backend, key.backend_port) = (decision.dst, decision.dst_port);
-        let vip = VipRecord { vip: asked.dst, vip_port: asked.dst_port, _pad: 0 };
-        if UDP_PEERS.insert(&key, &vip, NO_EXIST).is_ok() {
-            count(stat::CONNECT_STEERED, 1);
-            report(ctx, &asked, &decision, hook::SENDMSG);
-        } else {
-            let _ = UDP_PEERS.insert(&key, &vip, 0);
-        }
+        remember_peer(ctx, &asked, &decision, stat::CONNECT_STEERED);
     }
     ALLOW
 }
@@ -156,15 +142,6 @@ fn query(ctx: &SockAddrContext, dst: Addr, dst_port: u16) -> Option<(Asked<'stat
         direction: direction::EGRESS,
     };
     Some((Asked { dst, dst_port, proto: proto::UDP, pod: Some(pod), netns_cookie }, decision))
-}
-
-#[inline(always)]
-fn lead<F: Family>(ctx: &SockAddrContext, decision: &Decision) -> bool {
-    let written = F::write(ctx, &decision.dst);
-    if written {
-        set_port(ctx, decision.dst_port);
-    }
-    written
 }
 
 /// Whether a socket is bound where the proxy answers, in the caller's namespace.

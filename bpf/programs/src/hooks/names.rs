@@ -5,7 +5,7 @@
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use strata_abi::{Addr, UdpPeerKey};
 
-use super::sock_addr::{Family, V4, V6, port, set_port, socket_cookie};
+use super::sock_addr::{Family, V4, V6, point, port, socket_cookie};
 use crate::maps::{TRANSLATIONS, UDP_PEERS};
 
 /// The only value these hooks may return.
@@ -38,17 +38,8 @@ pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
 /// True if the socket is connected through a service and the address is its backend's.
 #[inline(always)]
 fn connected<F: Family>(ctx: &SockAddrContext) -> bool {
-    // SAFETY: the context's socket is live.
-    let noted = unsafe { TRANSLATIONS.get_ptr_mut(ctx) };
-    if noted.is_null() {
-        return false;
-    }
-    // SAFETY: the socket's own storage, not null.
-    let noted = unsafe { &*noted };
-    if noted.backend_port == 0 || noted.backend_port != port(ctx) || noted.backend != F::read(ctx) {
-        return false;
-    }
-    show::<F>(ctx, &noted.vip, noted.vip_port);
+    let Some((vip, vip_port)) = asked_by_socket(ctx, &F::read(ctx), port(ctx)) else { return false };
+    point::<F>(ctx, &vip, vip_port);
     true
 }
 
@@ -57,16 +48,29 @@ fn received<F: Family>(ctx: &SockAddrContext) {
     if connected::<F>(ctx) {
         return;
     }
-    let key = UdpPeerKey { cookie: socket_cookie(ctx), backend: F::read(ctx), backend_port: port(ctx), _pad: [0; 6] };
-    // SAFETY: an LRU element may be reused under us: then the datagram shows another service's address, as after eviction.
-    if let Some(record) = unsafe { UDP_PEERS.get(&key) } {
-        show::<F>(ctx, &record.vip, record.vip_port);
+    if let Some((vip, vip_port)) = asked_of_peer(ctx, &F::read(ctx), port(ctx)) {
+        point::<F>(ctx, &vip, vip_port);
     }
 }
 
+/// What the socket's `connect()` asked for, if it is connected through a service and `addr` is what it got.
 #[inline(always)]
-fn show<F: Family>(ctx: &SockAddrContext, vip: &Addr, vip_port: u16) {
-    if F::write(ctx, vip) {
-        set_port(ctx, vip_port);
+pub(super) fn asked_by_socket(ctx: &SockAddrContext, addr: &Addr, port: u16) -> Option<(Addr, u16)> {
+    // SAFETY: the context's socket is live.
+    let noted = unsafe { TRANSLATIONS.get_ptr_mut(ctx) };
+    if noted.is_null() {
+        return None;
     }
+    // SAFETY: the socket's own storage, not null.
+    let noted = unsafe { &*noted };
+    let got = noted.backend_port != 0 && noted.backend_port == port && noted.backend == *addr;
+    got.then_some((noted.vip, noted.vip_port))
+}
+
+/// What an unconnected socket asked for when it was sent to `addr`.
+#[inline(always)]
+pub(super) fn asked_of_peer(ctx: &SockAddrContext, addr: &Addr, port: u16) -> Option<(Addr, u16)> {
+    let key = UdpPeerKey { cookie: socket_cookie(ctx), backend: *addr, backend_port: port, _pad: [0; 6] };
+    // SAFETY: an LRU element may be reused under us: then the datagram shows another service's address, as after eviction.
+    unsafe { UDP_PEERS.get(&key) }.map(|record| (record.vip, record.vip_port))
 }

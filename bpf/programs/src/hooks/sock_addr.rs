@@ -2,9 +2,8 @@
 use core::ptr::{addr_of, addr_of_mut};
 
 use aya_ebpf::{
-    EbpfContext as _,
+    EbpfContext as _, Global,
     bindings::bpf_sock_addr,
-    Global,
     helpers::generated::{
         bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_get_retval, bpf_get_socket_cookie, bpf_set_retval,
     },
@@ -110,8 +109,18 @@ pub fn port(ctx: &SockAddrContext) -> u16 {
     u16::from_be(read!((*ctx.sock_addr).user_port) as u16)
 }
 
+/// Points the call at `addr` and `port`; false, and nothing done, if the address is not of the family.
 #[inline(always)]
-pub fn set_port(ctx: &SockAddrContext, port: u16) {
+pub fn point<F: Family>(ctx: &SockAddrContext, addr: &Addr, port: u16) -> bool {
+    let written = F::write(ctx, addr);
+    if written {
+        set_port(ctx, port);
+    }
+    written
+}
+
+#[inline(always)]
+fn set_port(ctx: &SockAddrContext, port: u16) {
     write!((*ctx.sock_addr).user_port, u32::from(port.to_be()));
 }
 

@@ -86,22 +86,28 @@ struct Found {
 /// `ndots:5` an outside name is tried in all of them first.
 fn find(mesh: &Mesh, asker: Asker<'_>, name: &str) -> Option<Found> {
     let name = name.trim_end_matches('.').to_ascii_lowercase();
-    let whole = [(name.as_str(), false)];
     let Asker { namespace, cluster_domain } = asker;
-    let searched =
-        [format!(".{namespace}.svc.{cluster_domain}"), format!(".svc.{cluster_domain}"), format!(".{cluster_domain}")];
-    let meant = searched.iter().filter_map(|domain| Some((name.strip_suffix(domain.as_str())?, true)));
-    whole.into_iter().chain(meant).find_map(|(name, stripped)| {
+    let in_cluster = without(&name, cluster_domain);
+    let in_services = in_cluster.and_then(|name| without(name, "svc"));
+    let in_namespace = in_services.and_then(|name| without(name, namespace));
+    let meant = [in_namespace, in_services, in_cluster].into_iter().flatten().map(|name| (name, true));
+    std::iter::once((name.as_str(), false)).chain(meant).find_map(|(name, stripped)| {
         let addresses = addresses(mesh, service(mesh, namespace, name)?);
         let instead = stripped.then(|| name.to_owned());
         (!addresses.is_empty()).then_some(Found { addresses, instead })
     })
 }
 
+/// What stands before `domain` in a name.
+fn without<'n>(name: &'n str, domain: &str) -> Option<&'n str> {
+    name.strip_suffix(domain)?.strip_suffix('.')
+}
+
 /// The service of a name: its own before one of a wildcard, the narrowest of those first.
 fn service<'a>(mesh: &'a Mesh, namespace: &str, name: &str) -> Option<&'a Arc<Service>> {
-    let parents = name.match_indices('.').map(|(dot, _)| format!("*{}", &name[dot..]));
-    std::iter::once(name.to_owned()).chain(parents).find_map(|name| mesh.service_by_hostname(&name, namespace))
+    let mut parents = name.match_indices('.').map(|(dot, _)| format!("*{}", &name[dot..]));
+    let by_wildcard = || parents.find_map(|name| mesh.service_by_hostname(&name, namespace));
+    mesh.service_by_hostname(name, namespace).or_else(by_wildcard)
 }
 
 /// Its single addresses in this network; a range is no answer.
