@@ -23,6 +23,15 @@ struct Control {
 
 static CONTROL: OnceLock<Control> = OnceLock::new();
 
+/// What libraries say without being asked: kube's client calls each attempt that fails an error, ten a second while an API
+/// server is away; whoever uses it says so once.
+const QUIET: &str = "kube_client::client::builder=off";
+
+/// A filter's directives count over ours.
+fn parse(filter: &str) -> Result<EnvFilter, tracing_subscriber::filter::ParseError> {
+    EnvFilter::try_new(format!("{QUIET},{filter}"))
+}
+
 /// Starts logging for a process. `RUST_LOG` filters (default `info`), `STRATA_LOG_FORMAT=json` or ztunnel's
 /// `LOG_FORMAT=json` writes one JSON object a line with the same keys as the readable form. A second call does nothing.
 pub fn init(component: &'static str) {
@@ -33,9 +42,9 @@ pub fn init(component: &'static str) {
 pub fn init_with(component: &'static str, settings: &Settings) {
     let filter = std::env::var("RUST_LOG").ok().filter(|filter| !filter.is_empty());
     let filter = filter.or_else(|| settings.filter.clone()).unwrap_or_else(|| "info".to_owned());
-    let (filter, parsed) = match EnvFilter::try_new(&filter) {
+    let (filter, parsed) = match parse(&filter) {
         Ok(parsed) => (filter, parsed),
-        Err(_) => ("info".to_owned(), EnvFilter::new("info")),
+        Err(_) => ("info".to_owned(), EnvFilter::new(format!("{QUIET},info"))),
     };
     let is_json = |name| std::env::var(name).is_ok_and(|format| format.eq_ignore_ascii_case("json"));
     let json = settings.json || is_json("STRATA_LOG_FORMAT") || is_json("LOG_FORMAT");
@@ -78,7 +87,7 @@ pub fn control(query: &str) -> Result<String, String> {
         }
         _ => return Err(format!("{query}: expected level=LEVEL, level=TARGET:LEVEL,... or reset\n")),
     };
-    let filter = EnvFilter::try_new(&wanted).map_err(|error| format!("{wanted}: {error}\n"))?;
+    let filter = parse(&wanted).map_err(|error| format!("{wanted}: {error}\n"))?;
     (control.reload)(filter)?;
     wanted.clone_into(&mut control.now.lock());
     tracing::info!(filter = wanted, "log level changed");

@@ -3,9 +3,11 @@
 //!
 //! Variants are interleaved and repeated, the median by CPU counts: the machines this runs on are shared and
 //! noisy, so ratios of one run are worth something and absolute figures little.
+mod control;
 mod l4;
 mod measure;
 mod peers;
+mod waypoint;
 
 use std::path::PathBuf;
 
@@ -42,6 +44,19 @@ enum Command {
         #[arg(long)]
         engine: Option<PathBuf>,
     },
+    /// HTTP from HBONE to plaintext and to HBONE through a waypoint of one worker, Strata's and Envoy, with the same xDS
+    /// resources: a header route and a 90/10 split to two upstreams.
+    Waypoint {
+        /// Seconds of load in each run.
+        #[arg(long, default_value_t = 5)]
+        seconds: u32,
+        /// Keep-alive connections of the load generator, each a tunnel.
+        #[arg(long, default_value_t = 64)]
+        connections: u32,
+        /// Runs of each way.
+        #[arg(long, default_value_t = 3)]
+        runs: u32,
+    },
     /// Round trips and throughput between pods: plain veth, DIRECT, node proxy, HBONE. Needs root. Run it under
     /// `taskset -c 0`: waking a second, idle virtual CPU costs more than what is measured.
     L4 {
@@ -49,12 +64,24 @@ enum Command {
         #[arg(long, default_value_t = 3)]
         runs: u32,
     },
+    /// The control plane's translation of meshes of several sizes, after one pod changed. No
+    /// peer: istiod does this only with a cluster around it.
+    Control {
+        /// Pods; half as many services, two pods each, in 50 namespaces with a waypoint each.
+        #[arg(long, value_delimiter = ',', default_values_t = [1_000, 10_000])]
+        pods: Vec<usize>,
+        /// Runs of each size.
+        #[arg(long, default_value_t = 5)]
+        runs: u32,
+    },
 }
 
 fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Http { seconds, connections, runs, engine } => http(seconds, connections, runs, engine),
+        Command::Waypoint { seconds, connections, runs } => waypoint::run(seconds, connections, runs),
         Command::L4 { runs } => l4::run(runs),
+        Command::Control { pods, runs } => control::run(&pods, runs),
     }
 }
 

@@ -90,15 +90,15 @@ pub(crate) fn median(mut samples: Vec<Sample>) -> Result<Sample> {
     samples.get(samples.len() / 2).copied().context("nothing was measured")
 }
 
-/// Waits until something listens on the port of 127.0.0.1.
-pub(crate) fn wait_for_port(port: u16) -> Result<()> {
+/// Asks until there is an answer, for at most 5 s.
+pub(crate) fn wait_for<T>(what: &str, ask: impl Fn() -> Option<T>) -> Result<T> {
     for _ in 0..200 {
-        if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
-            return Ok(());
+        if let Some(found) = ask() {
+            return Ok(found);
         }
         std::thread::sleep(Duration::from_millis(25));
     }
-    bail!("nothing listens on 127.0.0.1:{port} after 5 s")
+    bail!("waited 5 s for {what}")
 }
 
 /// Where an executable is, or what to do about it.

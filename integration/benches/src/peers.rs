@@ -1,11 +1,12 @@
 //! The peers, each told to do the same: `x-user: jason` to v2, everything else 90/10 to v1 and v2, an added
 //! request header, keep-alive to the upstreams, one worker.
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result};
 
-use crate::measure::{require, wait_for_port};
+use crate::measure::{require, wait_for};
 
 /// Addresses of the two upstream versions (engine.yaml has the same).
 const UPSTREAMS: [&str; 2] = ["127.0.0.1:19001", "127.0.0.2:19001"];
@@ -19,15 +20,20 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// Starts `command` and waits until `port` answers.
+    /// Starts `command` and waits until `port` of 127.0.0.1 answers.
     pub(crate) fn start(name: &'static str, port: u16, command: &mut Command) -> Result<Self> {
+        Self::start_at(name, (Ipv4Addr::LOCALHOST, port).into(), command)
+    }
+
+    /// Starts `command` and waits until `addr` answers.
+    pub(crate) fn start_at(name: &'static str, addr: SocketAddr, command: &mut Command) -> Result<Self> {
         let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
             .with_context(|| format!("starting {name}: {command:?}"))?;
-        let peer = Self { name, port, child };
-        wait_for_port(port).with_context(|| name)?;
+        let peer = Self { name, port: addr.port(), child };
+        wait_for(&format!("{name} to listen on {addr}"), || TcpStream::connect(addr).ok())?;
         Ok(peer)
     }
 
@@ -48,17 +54,19 @@ impl Drop for Peer {
 
 /// Two upstreams that answer 1 KiB, in one nginx.
 pub(crate) fn upstreams(folder: &Path) -> Result<Peer> {
+    upstreams_at(folder, &["127.0.0.1", "127.0.0.2"])
+}
+
+/// Upstreams at these addresses, versions v1 and v2 in turn.
+pub(crate) fn upstreams_at(folder: &Path, addresses: &[&str]) -> Result<Peer> {
     let body = "x".repeat(1024);
-    let servers: String = UPSTREAMS
-        .iter()
-        .enumerate()
-        .map(|(i, address)| {
-            format!(
-                "server {{ listen {address}; location / {{ add_header x-version v{}; return 200 '{body}'; }} }}\n",
-                i + 1
-            )
-        })
-        .collect();
+    let server = |(index, address): (usize, &&str)| {
+        let version = index % 2 + 1;
+        format!(
+            "server {{ listen {address}:{UPSTREAM_PORT}; location / {{ add_header x-version v{version}; return 200 '{body}'; }} }}\n"
+        )
+    };
+    let servers: String = addresses.iter().enumerate().map(server).collect();
     nginx(folder, "upstream", UPSTREAM_PORT, &servers)
 }
 
@@ -110,13 +118,18 @@ pub(crate) fn haproxy(folder: &Path, port: u16) -> Result<Peer> {
 
 /// Envoy as the proxy.
 pub(crate) fn envoy(folder: &Path, port: u16) -> Result<Peer> {
-    let program = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.cache/venv/bin/envoy"));
-    require(&program)?;
     let config = folder.join("envoy.json");
     std::fs::write(&config, envoy_config(port))?;
+    envoy_with(&config, (Ipv4Addr::LOCALHOST, port).into())
+}
+
+/// Envoy with a bootstrap file that makes it listen at `addr`.
+pub(crate) fn envoy_with(bootstrap: &Path, addr: SocketAddr) -> Result<Peer> {
+    let program = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.cache/venv/bin/envoy"));
+    require(&program)?;
     let mut command = Command::new(program);
-    command.args(["--concurrency", "1", "--disable-hot-restart", "-l", "off", "-c"]).arg(&config);
-    Peer::start("envoy", port, command.stderr(Stdio::null()))
+    command.args(["--concurrency", "1", "--disable-hot-restart", "-l", "error", "-c"]).arg(bootstrap);
+    Peer::start_at("envoy", addr, &mut command)
 }
 
 fn envoy_config(port: u16) -> String {

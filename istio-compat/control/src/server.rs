@@ -1,10 +1,12 @@
 //! Puts the parts together and runs them.
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use compat_kubernetes::{AccessError, ApiServer, KubernetesSource, Scope, TokenReviewer};
 use compat_objects::source::{DirectorySource, Snapshot, SourceError};
+use compat_translate::{MeshOptions, MeshOutput};
 use strata_runtime::admin::Admin;
 use strata_runtime::metrics::Registry;
 use strata_runtime::{Readiness, ReadyGuard, drain, task};
@@ -285,20 +287,34 @@ async fn follow(
         }
         let mut options = config.mesh.clone();
         options.jwks = jwks.keys();
-        let output = keeper.translate(&snapshot.objects, &options);
+        let (before, objects) = (state.view(), snapshot.clone());
+        let work = tokio::task::spawn_blocking(move || translated(keeper, &before, &objects, &options));
+        let (output, view);
+        (keeper, output, view) = match work.await {
+            Ok(done) => done,
+            Err(error) => {
+                tracing::error!(%error, "translation ended; what is served stays as it is");
+                drain.signaled().await;
+                return;
+            }
+        };
         jwks.wanted(&output.jwks_uris, &snapshot.objects);
         if let Some(cluster) = &mut cluster {
             cluster.follow(&snapshot.objects, &output);
         }
-        let mut faults: Vec<String> = snapshot.faults.iter().map(ToString::to_string).collect();
-        faults.extend(output.faults.iter().map(ToString::to_string));
-        report(&state.view().faults, &faults);
-        let count = faults.len();
-        state.publish(View::new(snapshot.objects.clone(), output, faults));
-        metrics.translated(started.elapsed(), count);
-        tracing::debug!(objects = snapshot.objects.len(), took = ?started.elapsed(), "translated");
+        report(&state.view().faults, &view.faults);
+        let count = view.faults.len();
+        state.publish(view);
+        let took = started.elapsed();
+        metrics.translated(took, count);
+        tracing::debug!(objects = snapshot.objects.len(), ?took, "translated");
         // Dropping the guard is what makes the process ready.
         drop(ready.take());
+        // In a mesh so large that it matters, changes in quick succession are taken together: at most half of a CPU.
+        tokio::select! {
+            _ = drain.signaled() => return,
+            () = tokio::time::sleep(took) => {}
+        }
         tokio::select! {
             _ = drain.signaled() => return,
             () = jwks.changed() => {}
@@ -312,6 +328,20 @@ async fn follow(
     }
 }
 
+/// The resources are in the view and no longer in the output.
+fn translated(
+    mut keeper: Keeper,
+    before: &View,
+    snapshot: &Snapshot,
+    options: &MeshOptions,
+) -> (Keeper, MeshOutput, View) {
+    let mut output = keeper.translate(&snapshot.objects, options);
+    let mut faults: Vec<String> = snapshot.faults.iter().map(ToString::to_string).collect();
+    faults.extend(output.faults.iter().map(ToString::to_string));
+    let view = before.next(snapshot.objects.clone(), &mut output, faults);
+    (keeper, output, view)
+}
+
 /// Resolves when what cannot be written to the cluster has changed.
 async fn written(cluster: &mut Option<Cluster>) {
     match cluster {
@@ -322,10 +352,11 @@ async fn written(cluster: &mut Option<Cluster>) {
 
 /// Logs what came up and what was corrected since last time.
 fn report(before: &[String], now: &[String]) {
-    for fault in now.iter().filter(|fault| !before.contains(fault)) {
+    let (known, current): (HashSet<&String>, HashSet<&String>) = (before.iter().collect(), now.iter().collect());
+    for fault in now.iter().filter(|fault| !known.contains(fault)) {
         tracing::warn!(fault, "configuration");
     }
-    for fault in before.iter().filter(|fault| !now.contains(fault)) {
+    for fault in before.iter().filter(|fault| !current.contains(fault)) {
         tracing::info!(fault, "corrected");
     }
 }

@@ -1,5 +1,6 @@
 //! What is served right now, and who may see it.
 use std::collections::BTreeMap;
+use std::mem::take;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -9,7 +10,7 @@ use compat_translate::{MeshOutput, WaypointOutput};
 use tokio::sync::watch;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
-use xds_proto::envoy::google::protobuf::{Any, value::Kind};
+use xds_proto::envoy::google::protobuf::value::Kind;
 use xds_proto::type_url;
 use xds_server::{Node, Resource, Resources, Source};
 
@@ -37,14 +38,20 @@ struct WaypointView {
 }
 
 impl View {
-    pub(crate) fn new(objects: ObjectSet, output: MeshOutput, faults: Vec<String>) -> Self {
+    /// What is served after this one; takes the resources from the output.
+    pub(crate) fn next(&self, objects: ObjectSet, output: &mut MeshOutput, faults: Vec<String>) -> Self {
+        let (none, waypoints) = (WaypointView::default(), take(&mut output.waypoints).into_iter());
+        let next = |(key, waypoint)| {
+            let next = self.waypoints.get(&key).unwrap_or(&none).next(waypoint);
+            (key, next)
+        };
         Self {
             objects,
             faults,
-            addresses: versioned(output.addresses),
-            authorizations: versioned(output.authorizations),
-            workloads: versioned(output.workloads),
-            waypoints: output.waypoints.into_iter().map(|(key, waypoint)| (key, waypoint.into())).collect(),
+            addresses: self.addresses.next(take(&mut output.addresses)),
+            authorizations: self.authorizations.next(take(&mut output.authorizations)),
+            workloads: self.workloads.next(take(&mut output.workloads)),
+            waypoints: waypoints.map(next).collect(),
         }
     }
 
@@ -68,19 +75,15 @@ impl View {
     }
 }
 
-impl From<WaypointOutput> for WaypointView {
-    fn from(output: WaypointOutput) -> Self {
+impl WaypointView {
+    fn next(&self, output: WaypointOutput) -> Self {
         Self {
-            listeners: versioned(output.listeners),
-            clusters: versioned(output.clusters),
-            endpoints: versioned(output.endpoints),
-            extensions: versioned(output.extensions),
+            listeners: self.listeners.next(output.listeners),
+            clusters: self.clusters.next(output.clusters),
+            endpoints: self.endpoints.next(output.endpoints),
+            extensions: self.extensions.next(output.extensions),
         }
     }
-}
-
-fn versioned(resources: BTreeMap<String, Any>) -> Resources {
-    Arc::new(resources.into_iter().map(|(name, body)| (name, Resource::new(body))).collect())
 }
 
 /// Shared by the xDS server, the certificate service and the admin pages.

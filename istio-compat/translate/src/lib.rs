@@ -10,7 +10,7 @@ mod unsupported;
 mod waypoint;
 mod wire;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
 pub use compat_objects::{Fault, ObjectKey, ObjectSet, Severity};
@@ -111,14 +111,20 @@ pub struct Condition {
 
 /// Collects faults during one translation.
 #[derive(Debug, Default)]
-pub(crate) struct Faults(Vec<TranslationFault>);
+pub(crate) struct Faults {
+    all: Vec<TranslationFault>,
+    /// Places in `all`.
+    of: HashMap<ObjectKey, Vec<usize>>,
+}
 
 impl Faults {
     fn push(&mut self, objects: &ObjectSet, key: &ObjectKey, fault: Fault) {
         let found = TranslationFault { key: key.clone(), fault: objects.located(fault, key) };
+        let known = self.of.entry(key.clone()).or_default();
         // The same object is looked at once for every waypoint and port.
-        if !self.0.contains(&found) {
-            self.0.push(found);
+        if !known.iter().any(|place| self.all[*place] == found) {
+            known.push(self.all.len());
+            self.all.push(found);
         }
     }
 
@@ -139,6 +145,6 @@ pub fn translate(objects: &ObjectSet, options: &MeshOptions) -> MeshOutput {
     node::build(&mesh, &mut output, &mut faults);
     waypoint::build(&mesh, &mut output, &mut faults);
     unsupported::build(&mesh, &mut faults);
-    output.faults = faults.0;
+    output.faults = faults.all;
     output
 }

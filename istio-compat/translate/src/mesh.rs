@@ -23,6 +23,7 @@ pub(crate) const DOMAIN: &str = "cluster.local";
 
 /// Label and annotation names with a meaning here.
 pub(crate) mod names {
+    pub(crate) const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
     pub(crate) const MANAGED: &str = "gateway.istio.io/managed";
     pub(crate) const REDIRECTION: &str = "ambient.istio.io/redirection";
     pub(crate) const USE_WAYPOINT: &str = "istio.io/use-waypoint";
@@ -43,6 +44,18 @@ pub(crate) struct Mesh<'a> {
     pub(crate) providers: Providers,
     /// Keys in `services` by hostname; more than one only for ServiceEntries.
     by_hostname: HashMap<String, Vec<String>>,
+    members: HashMap<WaypointKey, Members>,
+}
+
+/// What has to do with one waypoint, by key.
+#[derive(Default)]
+struct Members {
+    /// Those bound to it, by hostname.
+    services: Vec<String>,
+    /// Those bound to it.
+    workloads: Vec<String>,
+    /// Its own pods.
+    pods: Vec<String>,
 }
 
 impl<'a> Mesh<'a> {
@@ -56,7 +69,8 @@ impl<'a> Mesh<'a> {
             by_hostname.entry(service.hostname.clone()).or_default().push(key.clone());
         }
         let providers = Providers::read(objects, &options.root_namespace, faults);
-        Self { objects, options, services, workloads, waypoints, providers, by_hostname }
+        let members = members(&services, &workloads);
+        Self { objects, options, services, workloads, waypoints, providers, by_hostname, members }
     }
 
     /// The service a hostname means to someone in `namespace`.
@@ -67,12 +81,43 @@ impl<'a> Mesh<'a> {
     }
 
     /// The services bound to a waypoint, by hostname.
-    pub(crate) fn services_of<'m>(&'m self, waypoint: &'m WaypointKey) -> impl Iterator<Item = &'m Service> + 'm {
-        let mut found: Vec<&Service> =
-            self.services.values().filter(|service| service.waypoint.as_ref() == Some(waypoint)).collect();
-        found.sort_by(|a, b| (&a.hostname, &a.namespace).cmp(&(&b.hostname, &b.namespace)));
-        found.into_iter()
+    pub(crate) fn services_of(&self, waypoint: &WaypointKey) -> impl Iterator<Item = &Service> {
+        self.members.get(waypoint).into_iter().flat_map(|members| &members.services).map(|key| &self.services[key])
     }
+
+    /// The workloads bound to a waypoint, by uid.
+    pub(crate) fn workloads_of(&self, waypoint: &WaypointKey) -> impl Iterator<Item = &Workload> {
+        self.members.get(waypoint).into_iter().flat_map(|members| &members.workloads).map(|uid| &self.workloads[uid])
+    }
+
+    /// The pods that are the waypoint.
+    pub(crate) fn pods_of(&self, waypoint: &WaypointKey) -> impl Iterator<Item = &Workload> {
+        self.members.get(waypoint).into_iter().flat_map(|members| &members.pods).map(|uid| &self.workloads[uid])
+    }
+}
+
+fn members(
+    services: &BTreeMap<String, Service>,
+    workloads: &BTreeMap<String, Workload>,
+) -> HashMap<WaypointKey, Members> {
+    let mut found: HashMap<WaypointKey, Members> = HashMap::new();
+    let mut by_hostname: Vec<(&String, &Service)> = services.iter().collect();
+    by_hostname.sort_by(|(_, a), (_, b)| (&a.hostname, &a.namespace).cmp(&(&b.hostname, &b.namespace)));
+    for (key, service) in by_hostname {
+        if let Some(waypoint) = &service.waypoint {
+            found.entry(waypoint.clone()).or_default().services.push(key.clone());
+        }
+    }
+    for (uid, workload) in workloads {
+        if let Some(waypoint) = &workload.waypoint {
+            found.entry(waypoint.clone()).or_default().workloads.push(uid.clone());
+        }
+        if let Some(name) = workload.labels.get(names::GATEWAY_NAME) {
+            let own = WaypointKey { namespace: workload.namespace.clone(), name: name.clone() };
+            found.entry(own).or_default().pods.push(uid.clone());
+        }
+    }
+    found
 }
 
 /// `short`, `short.ns`, or a full name, as written in `namespace`, made a full name. Wildcards stay as they are.

@@ -6,7 +6,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tonic::metadata::MetadataMap;
 use xds_proto::envoy::google::protobuf::Any;
-use xds_server::{Node, Resource as Served, Resources, Source};
+use xds_server::{Node, Resources, Source};
 
 use super::*;
 
@@ -24,9 +24,12 @@ impl Store {
     }
 
     fn set(&self, type_url: &'static str, entries: &[(&str, &str)]) {
-        let served = |text: &str| Served::new(Any { type_url: type_url.into(), value: text.as_bytes().to_vec() });
-        let resources = entries.iter().map(|(name, text)| ((*name).to_owned(), served(text))).collect();
-        self.types.lock().unwrap().insert(type_url, Arc::new(resources));
+        let any = |text: &str| Any { type_url: type_url.into(), value: text.as_bytes().to_vec() };
+        let entries = entries.iter().map(|(name, text)| ((*name).to_owned(), any(text)));
+        let mut types = self.types.lock().unwrap();
+        let resources = types.entry(type_url).or_default();
+        *resources = resources.next(entries);
+        drop(types);
         self.generation.send_modify(|generation| *generation += 1);
     }
 

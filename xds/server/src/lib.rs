@@ -2,13 +2,14 @@
 //! else. Where the resources come from, and who may see them, is the [`Source`]'s business.
 
 mod clients;
+mod resources;
 mod session;
 
-use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
 pub use clients::{ClientStatus, Clients, TypeStatus};
+pub use resources::{Resource, Resources};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
@@ -20,24 +21,6 @@ use xds_proto::envoy::envoy::service::discovery::v3::aggregated_discovery_servic
 use xds_proto::envoy::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
-use xds_proto::envoy::google::protobuf::Any;
-
-/// One resource and the version it is sent with (a hash of its content, by [`Resource::new`]).
-#[derive(Debug, Clone, PartialEq)]
-pub struct Resource {
-    pub version: String,
-    pub body: Any,
-}
-
-impl Resource {
-    /// Versioned by content, so that an equal resource is never sent twice.
-    pub fn new(body: Any) -> Self {
-        Self { version: format!("{:016x}", xxhash_rust::xxh3::xxh3_64(&body.value)), body }
-    }
-}
-
-/// Resources of one type, by name.
-pub type Resources = Arc<BTreeMap<String, Resource>>;
 
 /// What is served, and to whom.
 pub trait Source: Send + Sync + 'static {

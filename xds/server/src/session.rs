@@ -10,7 +10,8 @@ use xds_proto::envoy::envoy::service::discovery::v3::{
 };
 
 use crate::clients::ClientHandle;
-use crate::{Clients, Node, Source};
+use crate::resources::{News, SetId};
+use crate::{Clients, Node, Resource, Resources, Source};
 
 /// What the client asked for of a type.
 #[derive(Debug, Default)]
@@ -19,8 +20,38 @@ struct Subscription {
     names: BTreeSet<String>,
     /// name -> version the client holds, as far as we know.
     sent: BTreeMap<String, String>,
+    /// The set `sent` is up to date with.
+    held: SetId,
     /// Nothing has been sent yet: the first answer goes out even if empty, since readiness waits for it.
     answered: bool,
+}
+
+impl Subscription {
+    /// What the client must be sent to hold these, and what it must forget.
+    fn difference(&self, resources: &Resources) -> (Vec<WireResource>, Vec<String>) {
+        let sent = |(name, resource): (&String, &Resource)| {
+            let is_seen = self.wildcard || self.names.contains(name);
+            let is_new = is_seen && self.sent.get(name) != Some(&resource.version);
+            is_new.then(|| WireResource {
+                name: name.clone(),
+                version: resource.version.clone(),
+                resource: Some(resource.body.clone()),
+                ..Default::default()
+            })
+        };
+        match resources.since(&self.held) {
+            News::Nothing => (Vec::new(), Vec::new()),
+            News::Since(changes) => {
+                let changed = changes.changed.iter().filter_map(|name| Some((name, resources.get(name)?)));
+                let removed = changes.removed.iter().filter(|name| self.sent.contains_key(*name));
+                (changed.filter_map(sent).collect(), removed.cloned().collect())
+            }
+            News::Unknown => {
+                let removed = self.sent.keys().filter(|name| resources.get(name).is_none());
+                (resources.iter().filter_map(sent).collect(), removed.cloned().collect())
+            }
+        }
+    }
 }
 
 pub(crate) struct Session<S> {
@@ -127,6 +158,9 @@ impl<S: Source> Session<S> {
             subscription.sent = request.initial_resource_versions.into_iter().collect();
         }
         let changed = first || !request.resource_names_subscribe.is_empty();
+        if changed {
+            subscription.held = SetId::default();
+        }
         for name in request.resource_names_subscribe {
             if name == "*" {
                 subscription.wildcard = true;
@@ -155,19 +189,8 @@ impl<S: Source> Session<S> {
         let (node, handle) = self.node.as_ref()?;
         let (_, subscription) = self.subscriptions.iter_mut().find(|(url, _)| url == type_url)?;
         let resources = self.source.resources(node, type_url).unwrap_or_default();
-        let visible = |name: &String| subscription.wildcard || subscription.names.contains(name);
-        let changed: Vec<WireResource> = resources
-            .iter()
-            .filter(|(name, resource)| visible(name) && subscription.sent.get(*name) != Some(&resource.version))
-            .map(|(name, resource)| WireResource {
-                name: name.clone(),
-                version: resource.version.clone(),
-                resource: Some(resource.body.clone()),
-                ..Default::default()
-            })
-            .collect();
-        let removed: Vec<String> =
-            subscription.sent.keys().filter(|name| !resources.contains_key(*name)).cloned().collect();
+        let (changed, removed) = subscription.difference(&resources);
+        subscription.held = resources.id();
         if changed.is_empty() && removed.is_empty() && subscription.answered {
             return None;
         }

@@ -1,6 +1,7 @@
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use xds_proto::envoy::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use xds_proto::envoy::google::protobuf::Any;
 
 use super::*;
 
@@ -18,9 +19,10 @@ impl Editable {
     }
 
     fn set(&self, names: &[(&str, &str)]) {
-        let resource = |text: &str| Resource::new(Any { type_url: "t".into(), value: text.as_bytes().to_vec() });
-        *self.resources.lock() =
-            Arc::new(names.iter().map(|(name, text)| ((*name).to_owned(), resource(text))).collect());
+        let any = |text: &str| Any { type_url: "t".into(), value: text.as_bytes().to_vec() };
+        let mut resources = self.resources.lock();
+        *resources = resources.next(names.iter().map(|(name, text)| ((*name).to_owned(), any(text))));
+        drop(resources);
         self.generation.send_modify(|generation| *generation += 1);
     }
 }
@@ -95,7 +97,7 @@ async fn sends_only_what_changed() {
 #[tokio::test]
 async fn a_reconnect_with_held_versions_gets_the_difference() {
     let source = Editable::new(&[("a", "1"), ("b", "2")]);
-    let version = source.resources.lock()["a"].version.clone();
+    let version = source.resources.lock().get("a").unwrap().version.clone();
     let held = [("a", version.as_str()), ("gone", "x")];
     let (mut client, _) = Client::open(source, "right", first(&[], &held)).await;
     let (changed, removed, _) = client.next().await;

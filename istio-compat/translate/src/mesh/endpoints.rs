@@ -2,7 +2,7 @@
 //!
 //! Pods are taken from the selector directly rather than from slices: one fewer writer between a pod's readiness and
 //! the proxies knowing of it.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use compat_objects::core as k8s;
@@ -14,6 +14,31 @@ use super::workloads::Workload;
 use super::{DOMAIN, Locality};
 use crate::MeshOptions;
 
+/// Workloads by namespace, label and value: a service looks at those that have the rarest pair of its selector.
+struct ByLabel<'w>(HashMap<[&'w str; 3], Vec<&'w Workload>>);
+
+impl<'w> ByLabel<'w> {
+    fn new(workloads: &'w BTreeMap<String, Workload>) -> Self {
+        let mut found: HashMap<_, Vec<_>> = HashMap::new();
+        for workload in workloads.values() {
+            for (label, value) in &workload.labels {
+                found.entry([workload.namespace.as_str(), label, value]).or_default().push(workload);
+            }
+        }
+        Self(found)
+    }
+
+    /// By uid.
+    fn selected<'s>(&'s self, service: &'s Service) -> impl Iterator<Item = &'w Workload> + 's {
+        let having = |(label, value): (&'s String, &'s String)| {
+            let all = self.0.get(&[service.namespace.as_str(), label, value]);
+            all.map_or(&[][..], Vec::as_slice)
+        };
+        let fewest = service.selector.iter().map(having).min_by_key(|all| all.len()).unwrap_or_default();
+        fewest.iter().copied().filter(|workload| service.selects(workload))
+    }
+}
+
 /// Fills in the endpoints of every service and the services of every workload.
 pub(crate) fn connect(
     objects: &ObjectSet,
@@ -21,12 +46,19 @@ pub(crate) fn connect(
     services: &mut BTreeMap<String, Service>,
     workloads: &mut BTreeMap<String, Workload>,
 ) {
+    let by_label = ByLabel::new(workloads);
+    let mut memberships = Vec::new();
     for (key, service) in services.iter_mut() {
-        for workload in workloads.values_mut() {
-            if service.selects(workload) {
-                let ports = target_ports(service, workload);
-                join(key, service, workload, ports);
-            }
+        let selected: Vec<&Workload> = by_label.selected(service).collect();
+        for workload in selected {
+            let ports = target_ports(service, workload);
+            service.endpoints.push(member(service, workload, &ports));
+            memberships.push((workload.uid.clone(), key, ports));
+        }
+    }
+    for (uid, key, ports) in memberships {
+        if let Some(workload) = workloads.get_mut(&uid) {
+            workload.services.insert(key.clone(), ports);
         }
     }
     for slice in objects.endpoint_slices() {
@@ -46,14 +78,13 @@ fn target_ports(service: &Service, workload: &Workload) -> Vec<(u16, u16)> {
     service.ports.iter().filter_map(|port| Some((port.number, target(port)?))).collect()
 }
 
-fn join(key: &str, service: &mut Service, workload: &mut Workload, ports: Vec<(u16, u16)>) {
-    service.endpoints.push(Endpoint {
+fn member(service: &Service, workload: &Workload, ports: &[(u16, u16)]) -> Endpoint {
+    Endpoint {
         uid: workload.uid.clone(),
         addresses: workload.addresses.clone(),
         ports: ports.iter().copied().collect(),
         healthy: workload.healthy || service.publish_not_ready,
-    });
-    workload.services.insert(key.to_owned(), ports);
+    }
 }
 
 /// Endpoints of a service without a selector. One that names a pod is that pod; others are workloads of their own.
@@ -104,7 +135,8 @@ fn from_slice(
                 ..Workload::default()
             });
             if !workload.services.contains_key(key) {
-                join(key, service, workload, ports.clone());
+                service.endpoints.push(member(service, workload, &ports));
+                workload.services.insert(key.to_owned(), ports.clone());
             }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Istio's conversion (xds-contract 2.3): an ALLOW rule that asks for anything of HTTP goes away whole, a DENY rule
 //! keeps what is left of it. A policy that cannot be read becomes a denial of everything it selects.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use compat_objects::istio::{Action, AuthorizationPolicy, Condition, Operation, Rule, Source};
@@ -17,28 +17,23 @@ use crate::{Condition as StatusCondition, Faults, MeshOutput, ObjectStatus, wire
 
 /// Policies that select workloads by label, to be named on them.
 #[derive(Debug, Default)]
-pub(super) struct Selecting(Vec<Selector>);
+pub(super) struct Selecting {
+    everywhere: Vec<Selector>,
+    by_namespace: HashMap<String, Vec<Selector>>,
+}
 
 #[derive(Debug)]
-pub(super) struct Selector {
+struct Selector {
     /// Resource name.
-    pub(super) name: String,
-    /// `None`: all namespaces.
-    pub(super) namespace: Option<String>,
-    pub(super) labels: BTreeMap<String, String>,
+    name: String,
+    labels: BTreeMap<String, String>,
 }
 
 impl Selecting {
-    pub(super) fn push(&mut self, selector: Selector) {
-        self.0.push(selector);
-    }
-
     pub(super) fn names_for(&self, workload: &Workload) -> Vec<String> {
-        let fits = |s: &&Selector| {
-            s.namespace.as_deref().is_none_or(|namespace| namespace == workload.namespace)
-                && crate::mesh::selects(&s.labels, &workload.labels)
-        };
-        self.0.iter().filter(fits).map(|selector| selector.name.clone()).collect()
+        let own = self.by_namespace.get(&workload.namespace).into_iter().flatten();
+        let fits = |s: &&Selector| crate::mesh::selects(&s.labels, &workload.labels);
+        self.everywhere.iter().chain(own).filter(fits).map(|selector| selector.name.clone()).collect()
     }
 }
 
@@ -62,8 +57,11 @@ pub(super) fn build(mesh: &Mesh<'_>, output: &mut MeshOutput, faults: &mut Fault
         };
         let name = format!("{}/{}", policy.namespace(), policy.name());
         if scope == sec::Scope::WorkloadSelector {
-            let namespace = (!in_root).then(|| policy.namespace().to_owned());
-            selecting.push(Selector { name: name.clone(), namespace, labels });
+            let selectors = match in_root {
+                true => &mut selecting.everywhere,
+                false => selecting.by_namespace.entry(policy.namespace().to_owned()).or_default(),
+            };
+            selectors.push(Selector { name: name.clone(), labels });
         }
         let mut http = Vec::new();
         let (action, rules) = match rules(policy, &mut http) {

@@ -12,7 +12,7 @@ use super::endpoints::{By, ORIGINAL_DST, Preference, Wanted, assignment};
 use xds_proto::istio::workload as wds;
 
 use super::{Builder, Outbound, traffic_policy};
-use crate::mesh::{AppProtocol, Service, ServicePort, Workload, exported, full_hostname, host_covers};
+use crate::mesh::{AppProtocol, Service, ServicePort, exported, full_hostname, host_covers};
 use crate::pb::{
     self, any, cluster, endpoint, ext, list, metadata, nested, raw_buffer, seconds, structure, text, transport_socket,
 };
@@ -248,18 +248,9 @@ impl Builder<'_, '_> {
         Some((built, discovered.then(|| assignment(self.mesh, &wanted))))
     }
 
-    /// The pods of this waypoint.
-    fn own_pods(&self) -> impl Iterator<Item = &Workload> {
-        let own = &self.waypoint.key;
-        self.mesh.workloads.values().filter(move |workload| {
-            workload.namespace == own.namespace
-                && workload.labels.get("gateway.networking.k8s.io/gateway-name") == Some(&own.name)
-        })
-    }
-
     /// Only where all pods of the waypoint are in one place: they are all told the same.
     fn preference(&self, service: &Service, policy: Option<&TrafficPolicy>) -> Option<Preference> {
-        let mut pods = self.own_pods();
+        let mut pods = self.mesh.pods_of(&self.waypoint.key);
         let own = pods.next()?.locality.clone();
         if pods.any(|pod| pod.locality != own) {
             return None;
@@ -285,7 +276,7 @@ impl Builder<'_, '_> {
     /// `internalTrafficPolicy: Local`, as seen from the waypoint's pods.
     fn nodes(&self, service: &Service) -> Option<BTreeSet<String>> {
         service.load_balancing.as_ref().filter(|lb| lb.mode == STRICT)?;
-        let nodes: BTreeSet<String> = self.own_pods().map(|pod| pod.node.clone()).collect();
+        let nodes: BTreeSet<String> = self.mesh.pods_of(&self.waypoint.key).map(|pod| pod.node.clone()).collect();
         (!nodes.is_empty()).then_some(nodes)
     }
 }

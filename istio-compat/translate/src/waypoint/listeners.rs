@@ -107,13 +107,9 @@ impl Builder<'_, '_> {
             });
         }
         filter_chains.extend(self.direct_chains());
-        let workloads: Vec<xds_core::CidrRange> = self
-            .mesh
-            .workloads
-            .values()
-            .filter(|workload| workload.waypoint.as_ref() == Some(&self.waypoint.key))
-            .flat_map(|workload| workload.addresses.iter().map(|ip| cidr(*ip)))
-            .collect();
+        let workloads = self.mesh.workloads_of(&self.waypoint.key);
+        let workloads: Vec<xds_core::CidrRange> =
+            workloads.flat_map(|workload| workload.addresses.iter().map(|ip| cidr(*ip))).collect();
         let any_workload = !workloads.is_empty();
         if any_workload {
             ranges.push(IpRangeMatcher { ranges: workloads, on_match: Some(sniffed("direct-http", "direct-tcp")) });

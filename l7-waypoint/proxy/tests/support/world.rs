@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use xds_proto::envoy::google::protobuf::Any;
 use xds_proto::istio::{security, workload as w};
 use xds_proto::type_url;
-use xds_server::{Node, Resource, Resources, Source};
+use xds_server::{Node, Resources, Source};
 
 use crate::bpf::Lookup;
 use crate::ca::{TOKEN, TestCa};
@@ -142,7 +142,7 @@ pub fn link(a: &Pod, b: &Pod, device: &str) {
     ));
 }
 
-type Table = BTreeMap<String, BTreeMap<String, Resource>>;
+type Table = BTreeMap<String, BTreeMap<String, Any>>;
 
 /// xDS and CA in one.
 pub struct Control {
@@ -165,7 +165,7 @@ impl Source for Table1 {
         }
     }
     fn resources(&self, _node: &Node, type_url: &str) -> Option<Resources> {
-        Some(Arc::new(self.0.lock().unwrap().get(type_url).cloned().unwrap_or_default()))
+        Some(Resources::default().next(self.0.lock().unwrap().get(type_url).cloned().unwrap_or_default()))
     }
 }
 
@@ -189,7 +189,7 @@ impl Control {
     /// Serves an encoded resource.
     pub fn put(&self, type_url: &str, name: String, value: Vec<u8>) {
         let any = Any { type_url: type_url.to_owned(), value };
-        self.table.lock().unwrap().entry(type_url.to_owned()).or_default().insert(name, Resource::new(any));
+        self.table.lock().unwrap().entry(type_url.to_owned()).or_default().insert(name, any);
         self.generation.send_modify(|generation| *generation += 1);
     }
 
