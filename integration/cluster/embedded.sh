@@ -41,6 +41,16 @@ kind: PeerAuthentication
 metadata: {name: strict}
 spec: {mtls: {mode: STRICT}}
 YAML
+kubectl -n embedded apply -f - > /dev/null <<YAML
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: partner}
+spec:
+  hosts: [partner.example]
+  resolution: STATIC
+  ports: [{number: 80, name: http, protocol: HTTP}]
+  endpoints: [{address: $(kubectl -n embedded get pod server -o 'jsonpath={.status.podIP}'), ports: {http: 8080}}]
+YAML
 check "the Gateway is Programmed" kubectl -n embedded wait gateway/waypoint --for=condition=Programmed --timeout=60s
 # of_route NAME TYPE: status and message of a condition.
 of_route() { kubectl -n embedded get httproute "$1" -o "jsonpath={range .status.parents[*].conditions[?(@.type==\"$2\")]}{.status} {.message}{end}"; }
@@ -49,20 +59,27 @@ check "a good route is accepted" eventually route_says server Accepted 'True *'
 check "a route that leads nowhere says so" eventually route_says astray ResolvedRefs 'False *nowhere*'
 moved() { timeout 20 kubectl -n embedded exec "$1" -- strata-echo call http://server.embedded:8080/moved --timeout 3s | grep -q '"302": *1'; }
 check "the waypoint answers for the service" eventually moved client
+address() { kubectl -n embedded get serviceentry partner -o 'jsonpath={.status.addresses[0].value}'; }
+given() { [[ "$(address)" == 240.240.* ]]; }
+check "a ServiceEntry without an address is given one" eventually given
+named() { timeout 20 kubectl -n embedded exec client -- strata-echo call http://partner.example/ --timeout 3s | grep -q '"200": *1'; }
+check "and is found by its name" eventually named
 
 say "strata-control is replaced"
 root() { kubectl -n embedded get configmap istio-ca-root-cert -o 'jsonpath={.data.root-cert\.pem}'; }
-before=$(root)
+before=$(root) drawn=$(address)
 restart() { kubectl -n istio-system rollout restart deployment/strata-control > /dev/null; kubectl -n istio-system rollout status deployment/strata-control --timeout=60s > /dev/null; }
 traffic_during "rollout of strata-control" embedded server.embedded.svc.cluster.local restart
 same_root() { [ "$(root)" = "$before" ]; }
 check "the root is the same" same_root
+same_address() { [ "$(address)" = "$drawn" ]; }
+check "the ServiceEntry's address is the same" same_address
 sandbox embedded later:node-b
 check "a pod that starts afterwards gets its identity" eventually moved later
 kubectl delete namespace embedded --wait=false > /dev/null
 
 say "scenes"
-for scene in 3 4 7; do
+for scene in 3 4 7 19; do
   check "scene $scene" "${STRATA_BIN:-$repository/target/debug}/strata" demo --cluster --scene "$scene"
 done
 exit $failures

@@ -8,7 +8,7 @@ import sys
 import yaml
 
 KINDS = {
-    "networking.istio.io": ["VirtualService", "DestinationRule"],
+    "networking.istio.io": ["VirtualService", "DestinationRule", "ServiceEntry", "WorkloadEntry"],
     "security.istio.io": ["AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication"],
     "gateway.networking.k8s.io": ["Gateway", "HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute", "ReferenceGrant"],
 }

@@ -12,6 +12,7 @@ mod wire;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
+use std::net::IpAddr;
 
 pub use compat_objects::{Fault, ObjectKey, ObjectSet, Severity};
 use serde::Serialize;
@@ -63,6 +64,8 @@ pub struct MeshOutput {
     /// By `namespace/name` of the Gateway.
     pub waypoints: BTreeMap<String, WaypointOutput>,
     pub statuses: Vec<ObjectStatus>,
+    /// Virtual addresses drawn for hosts of ServiceEntries, to be kept in their status (`addresses`: host and value).
+    pub drawn_addresses: BTreeMap<ObjectKey, Vec<(String, IpAddr)>>,
     pub faults: Vec<TranslationFault>,
     /// Every `jwksUri` in use; whoever calls fetches them for [`MeshOptions::jwks`].
     pub jwks_uris: BTreeSet<String>,
@@ -145,6 +148,7 @@ pub fn translate(objects: &ObjectSet, options: &MeshOptions) -> MeshOutput {
     node::build(&mesh, &mut output, &mut faults);
     waypoint::build(&mesh, &mut output, &mut faults);
     unsupported::build(&mesh, &mut faults);
+    output.drawn_addresses = mesh.drawn.0;
     output.faults = faults.all;
     output
 }

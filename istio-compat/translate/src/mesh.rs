@@ -1,7 +1,9 @@
 //! The objects as the mesh sees them: services with ports and endpoints, workloads, waypoints and who uses them.
+mod drawn;
 pub(crate) mod endpoints;
 pub(crate) mod ports;
 pub(crate) mod providers;
+mod service_entries;
 pub(crate) mod services;
 pub(crate) mod waypoints;
 pub(crate) mod workloads;
@@ -12,11 +14,12 @@ use compat_objects::ObjectSet;
 use compat_objects::core::LabelSelector;
 
 use crate::{Faults, MeshOptions};
+use drawn::Drawn;
 pub(crate) use ports::{AppProtocol, ServicePort};
 pub(crate) use providers::Providers;
-pub(crate) use services::Service;
+pub(crate) use services::{Resolution, Service};
 pub(crate) use waypoints::{Waypoint, WaypointKey};
-pub(crate) use workloads::{Locality, Workload};
+pub(crate) use workloads::{Locality, Origin, Workload};
 
 /// DNS suffix of the cluster.
 pub(crate) const DOMAIN: &str = "cluster.local";
@@ -42,6 +45,7 @@ pub(crate) struct Mesh<'a> {
     pub(crate) workloads: BTreeMap<String, Workload>,
     pub(crate) waypoints: BTreeMap<WaypointKey, Waypoint>,
     pub(crate) providers: Providers,
+    pub(crate) drawn: Drawn,
     /// Keys in `services` by hostname; more than one only for ServiceEntries.
     by_hostname: HashMap<String, Vec<String>>,
     members: HashMap<WaypointKey, Members>,
@@ -62,7 +66,10 @@ impl<'a> Mesh<'a> {
     pub(crate) fn build(objects: &'a ObjectSet, options: &'a MeshOptions, faults: &mut Faults) -> Self {
         let waypoints = waypoints::all(objects);
         let mut services = services::all(objects, &waypoints, faults);
+        let drawn = Drawn::draw(objects);
+        service_entries::add_services(objects, &waypoints, &drawn, &mut services, faults);
         let mut workloads = workloads::all(objects, options, &waypoints, faults);
+        service_entries::add_workloads(objects, options, &waypoints, &mut services, &mut workloads, faults);
         endpoints::connect(objects, options, &mut services, &mut workloads);
         let mut by_hostname: HashMap<String, Vec<String>> = HashMap::new();
         for (key, service) in &services {
@@ -70,13 +77,14 @@ impl<'a> Mesh<'a> {
         }
         let providers = Providers::read(objects, &options.root_namespace, faults);
         let members = members(&services, &workloads);
-        Self { objects, options, services, workloads, waypoints, providers, by_hostname, members }
+        Self { objects, options, services, workloads, waypoints, providers, drawn, by_hostname, members }
     }
 
     /// The service a hostname means to someone in `namespace`.
     pub(crate) fn service_by_hostname(&self, hostname: &str, namespace: &str) -> Option<&Service> {
         let keys = self.by_hostname.get(hostname)?;
         let own = keys.iter().filter_map(|key| self.services.get(key));
+        let own = own.filter(|service| exported(&service.export_to, &service.namespace, namespace));
         own.clone().find(|service| service.namespace == namespace).or_else(|| own.clone().next())
     }
 

@@ -7,7 +7,7 @@ use xds_proto::istio::workload as wds;
 use xds_proto::type_url;
 
 use crate::mesh::services::octets;
-use crate::mesh::{Mesh, Service, Workload};
+use crate::mesh::{Mesh, Origin, Service, Workload};
 use crate::{Faults, MeshOutput, wire};
 
 /// Fills `addresses`, `workloads` and `authorizations`.
@@ -44,13 +44,19 @@ fn workload(mesh: &Mesh<'_>, workload: &Workload, authorization_policies: Vec<St
     let locality = &workload.locality;
     let tunnel = if workload.hbone { wds::TunnelProtocol::Hbone } else { wds::TunnelProtocol::None };
     let status = if workload.healthy { wds::WorkloadStatus::Healthy } else { wds::WorkloadStatus::Unhealthy };
-    let kind = if workload.is_pod { wds::WorkloadType::Pod } else { wds::WorkloadType::Deployment };
+    let kind = match workload.origin {
+        Origin::Slice => wds::WorkloadType::Deployment,
+        Origin::Pod | Origin::WorkloadEntry | Origin::ServiceEntry => wds::WorkloadType::Pod,
+    };
     let network = if workload.host_network { wds::NetworkMode::HostNetwork } else { wds::NetworkMode::Standard };
     wds::Workload {
         uid: workload.uid.clone(),
         name: workload.name.clone(),
         namespace: workload.namespace.clone(),
         addresses: workload.addresses.iter().map(|ip| octets(*ip).into()).collect(),
+        hostname: workload.hostname.clone(),
+        // As istiod: one is what everybody has.
+        capacity: (workload.weight > 1).then_some(workload.weight),
         tunnel_protocol: tunnel as i32,
         // Empty means the default, and that is how istiod writes it.
         trust_domain: if trust_domain == "cluster.local" { String::new() } else { trust_domain.to_owned() },
@@ -84,7 +90,11 @@ fn service(mesh: &Mesh<'_>, service: &Service) -> wds::Service {
         addresses: service
             .vips
             .iter()
-            .map(|ip| wds::NetworkAddress { network: String::new(), address: octets(*ip).into(), length: None })
+            .map(|net| wds::NetworkAddress {
+                network: String::new(),
+                address: octets(net.network()).into(),
+                length: (net.prefix_len() < net.max_prefix_len()).then(|| u32::from(net.prefix_len())),
+            })
             .collect(),
         ports: service
             .ports
@@ -102,6 +112,11 @@ fn service(mesh: &Mesh<'_>, service: &Service) -> wds::Service {
         waypoint: gateway_address(mesh, service.waypoint.as_ref()),
         load_balancing: service.load_balancing.clone(),
         ip_families: service.ip_families as i32,
+        subject_alt_names: service.subject_alt_names.clone(),
+        visibility: match service.export_to.as_slice() {
+            [only] if only == "." => wds::service::Visibility::Namespace as i32,
+            _ => wds::service::Visibility::Public as i32,
+        },
         canonical: true,
         ..wds::Service::default()
     }

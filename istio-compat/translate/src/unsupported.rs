@@ -7,7 +7,7 @@ use compat_objects::istio::{
 use compat_objects::{HasMeta, Kind, ObjectKey, ObjectSet};
 
 use crate::Faults;
-use crate::mesh::{Mesh, names};
+use crate::mesh::{Mesh, full_hostname, names};
 
 const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
 
@@ -128,8 +128,6 @@ fn without_effect(
 fn kinds(objects: &ObjectSet, faults: &mut Faults) {
     for (key, _) in objects.iter() {
         let reason = match key.kind {
-            Kind::ServiceEntry => "is not translated yet: its hosts are unknown to the mesh",
-            Kind::WorkloadEntry => "is not translated yet: the workload is unknown to the mesh",
             Kind::EnvoyFilter => "cannot be honoured: the proxy is not Envoy",
             Kind::Telemetry => "is not translated yet: metrics and access logs are the default ones",
             Kind::Sidecar => "has no effect: there are no sidecars",
@@ -188,10 +186,9 @@ fn targets(
             );
             faults.warning(mesh.objects, key, &field, reason);
         } else if target.kind == "Service" {
-            let bound = mesh.services.values().find(|service| {
-                service.namespace == key.namespace && service.name == target.name && service.waypoint.is_some()
-            });
-            if bound.is_none() {
+            let hostname = full_hostname(&target.name, &key.namespace);
+            let service = mesh.service_by_hostname(&hostname, &key.namespace);
+            if service.is_none_or(|service| service.waypoint.is_none()) {
                 let field = format!("spec.targetRefs[{index}]");
                 let reason =
                     format!("Service {}/{} uses no waypoint, so nothing enforces this", key.namespace, target.name);

@@ -1,4 +1,4 @@
-//! What became of Gateways, routes and policies, in the conditions their specifications name.
+//! What became of Gateways, routes and policies, in the conditions their specifications name; and the addresses of ServiceEntries.
 use std::collections::BTreeMap;
 
 use compat_kubernetes::{Kept, KeptId, Said, Status, Troubles};
@@ -31,6 +31,13 @@ pub(super) fn all(objects: &ObjectSet, output: &MeshOutput, troubles: &Troubles)
             status.conditions.iter().filter_map(|condition| serde_json::to_value(condition).ok()).collect();
         let said = Said::Conditions { conditions, members: Map::new() };
         found.insert(status.key.clone(), Status::of(policy, said));
+    }
+    for (key, addresses) in output.drawn_addresses.iter().filter(|(_, addresses)| !addresses.is_empty()) {
+        let Some(entry) = objects.service_entry(&key.namespace, &key.name) else { continue };
+        // Kept here, so that a host's address is the same for as long as the object is there.
+        let addresses: Value = addresses.iter().map(|(host, value)| json!({"host": host, "value": value})).collect();
+        let members = Map::from_iter([("addresses".to_owned(), addresses)]);
+        found.insert(key.clone(), Status::of(entry, Said::Conditions { conditions: Vec::new(), members }));
     }
     found
 }

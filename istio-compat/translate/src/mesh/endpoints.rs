@@ -10,7 +10,7 @@ use compat_objects::{HasMeta, ObjectSet};
 
 use super::ports::{ServicePort, Target};
 use super::services::{Endpoint, Service};
-use super::workloads::Workload;
+use super::workloads::{Origin, Workload};
 use super::{DOMAIN, Locality};
 use crate::MeshOptions;
 
@@ -20,7 +20,8 @@ struct ByLabel<'w>(HashMap<[&'w str; 3], Vec<&'w Workload>>);
 impl<'w> ByLabel<'w> {
     fn new(workloads: &'w BTreeMap<String, Workload>) -> Self {
         let mut found: HashMap<_, Vec<_>> = HashMap::new();
-        for workload in workloads.values() {
+        let selectable = |workload: &&Workload| matches!(workload.origin, Origin::Pod | Origin::WorkloadEntry);
+        for workload in workloads.values().filter(selectable) {
             for (label, value) in &workload.labels {
                 found.entry([workload.namespace.as_str(), label, value]).or_default().push(workload);
             }
@@ -70,10 +71,22 @@ pub(crate) fn connect(
     }
 }
 
+/// Makes a workload an endpoint of a service.
+pub(super) fn join(key: &str, service: &mut Service, workload: &mut Workload) {
+    let ports = target_ports(service, workload);
+    service.endpoints.push(member(service, workload, &ports));
+    workload.services.insert(key.to_owned(), ports);
+}
+
 fn target_ports(service: &Service, workload: &Workload) -> Vec<(u16, u16)> {
+    // Entries name their ports as the service does; pods, as the service's ports say.
+    let own = |port: &ServicePort| match workload.origin {
+        Origin::Pod => None,
+        _ => workload.named_ports.get(&port.name).copied(),
+    };
     let target = |port: &ServicePort| match &port.target {
-        Target::Number(number) => Some(*number),
-        Target::Name(name) => workload.named_ports.get(name).copied(),
+        Target::Number(number) => own(port).or(Some(*number)),
+        Target::Name(name) => own(port).or_else(|| workload.named_ports.get(name).copied()),
     };
     service.ports.iter().filter_map(|port| Some((port.number, target(port)?))).collect()
 }
@@ -131,7 +144,6 @@ fn from_slice(
                 node: endpoint.node_name.clone().unwrap_or_default(),
                 healthy,
                 locality: Locality { zone: endpoint.zone.clone().unwrap_or_default(), ..Locality::default() },
-                is_pod: false,
                 ..Workload::default()
             });
             if !workload.services.contains_key(key) {

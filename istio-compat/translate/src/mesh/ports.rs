@@ -64,6 +64,11 @@ impl AppProtocol {
         }
     }
 
+    /// Where the protocol has a field of its own; without it the port's name counts.
+    pub(crate) fn declared(protocol: &str, port: u16, name: &str) -> Self {
+        if protocol.is_empty() { Self::detect(port, name, "TCP", None) } else { Self::parse(protocol) }
+    }
+
     /// Istio's order (`kube.ConvertProtocol`).
     pub(crate) fn detect(port: u16, name: &str, transport: &str, app_protocol: Option<&str>) -> Self {
         if transport == "UDP" {

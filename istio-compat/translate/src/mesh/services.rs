@@ -1,9 +1,10 @@
-//! Services of Kubernetes.
+//! Services, as Kubernetes and ServiceEntries declare them; those of Kubernetes are read here.
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use compat_objects::core as k8s;
 use compat_objects::{HasMeta, Kind, ObjectKey, ObjectSet};
+use ipnet::IpNet;
 use xds_proto::istio::workload as wds;
 
 use super::ports::{AppProtocol, ServicePort, Target};
@@ -18,8 +19,10 @@ pub(crate) struct Service {
     pub(crate) object: ObjectKey,
     pub(crate) name: String,
     pub(crate) namespace: String,
+    /// `*.suffix` for a ServiceEntry's wildcard.
     pub(crate) hostname: String,
-    pub(crate) vips: Vec<IpAddr>,
+    /// Virtual addresses; blocks only where a ServiceEntry says so.
+    pub(crate) vips: Vec<IpNet>,
     pub(crate) ports: Vec<ServicePort>,
     /// Pods of the same namespace with all of these labels are endpoints; empty: there is no selector.
     pub(crate) selector: BTreeMap<String, String>,
@@ -27,7 +30,25 @@ pub(crate) struct Service {
     pub(crate) load_balancing: Option<wds::LoadBalancing>,
     pub(crate) ip_families: wds::IpFamilies,
     pub(crate) publish_not_ready: bool,
+    pub(crate) resolution: Resolution,
+    /// Who may see it, if it says.
+    pub(crate) export_to: Vec<String>,
+    /// Who its endpoints may be.
+    pub(crate) subject_alt_names: Vec<String>,
     pub(crate) endpoints: Vec<Endpoint>,
+}
+
+/// How the way to a service's endpoints is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Resolution {
+    /// They are known by their addresses.
+    Static,
+    /// By their names in DNS; all addresses of a name, or the one it has now.
+    Dns { round_robin: bool },
+    /// Connections go on to where the caller sent them.
+    Passthrough,
+    /// By the name in each request.
+    PerRequest,
 }
 
 /// One workload's part in a service.
@@ -73,7 +94,7 @@ impl Service {
 }
 
 /// Every Kubernetes Service, by `namespace/hostname`.
-pub(crate) fn all(
+pub(super) fn all(
     objects: &ObjectSet,
     waypoints: &BTreeMap<WaypointKey, Waypoint>,
     faults: &mut Faults,
@@ -109,8 +130,11 @@ fn read(
         load_balancing: load_balancing(service, spec),
         ip_families: families(spec, &vips),
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
+        resolution: Resolution::Static,
+        export_to: Vec::new(),
+        subject_alt_names: Vec::new(),
         endpoints: Vec::new(),
-        vips,
+        vips: vips.into_iter().map(IpNet::from).collect(),
         object,
     })
 }

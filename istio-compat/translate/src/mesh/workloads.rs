@@ -17,15 +17,28 @@ pub(crate) struct Locality {
     pub(crate) subzone: String,
 }
 
-/// Something with addresses that answers.
+/// What says that a workload is there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Origin {
+    Pod,
+    WorkloadEntry,
+    /// An endpoint a ServiceEntry lists.
+    ServiceEntry,
+    /// An address an EndpointSlice lists.
+    #[default]
+    Slice,
+}
+
+/// Something that answers, at its addresses or at those of a name.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Workload {
-    /// A pod; otherwise an address of an EndpointSlice.
-    pub(crate) is_pod: bool,
+    pub(crate) origin: Origin,
     pub(crate) uid: String,
     pub(crate) name: String,
     pub(crate) namespace: String,
     pub(crate) addresses: Vec<IpAddr>,
+    /// Where there are no addresses: to be resolved by whoever connects.
+    pub(crate) hostname: String,
     /// Its connections arrive through HBONE.
     pub(crate) hbone: bool,
     pub(crate) host_network: bool,
@@ -35,6 +48,8 @@ pub(crate) struct Workload {
     pub(crate) canonical_revision: String,
     pub(crate) workload_name: String,
     pub(crate) healthy: bool,
+    /// Its share among the endpoints of a service; 0: as any.
+    pub(crate) weight: u32,
     pub(crate) locality: Locality,
     pub(crate) labels: BTreeMap<String, String>,
     /// Container port numbers by name.
@@ -77,15 +92,12 @@ fn read(
     let waypoint = waypoints::bound(objects, waypoints, pod, &object, Traffic::Workload, faults);
     let labels = pod.metadata.labels.clone().unwrap_or_default();
     let workload_name = controller_name(pod);
-    let pick = |keys: [&str; 3], default: &str| {
-        let found = keys.iter().find_map(|key| labels.get(*key).filter(|value| !value.is_empty()));
-        found.map_or_else(|| default.to_owned(), Clone::clone)
-    };
+    let canonical = canonical(&labels, &workload_name);
     let node = spec.node_name.clone().unwrap_or_default();
     let named_ports = spec.containers.iter().flat_map(|c| c.ports.iter().flatten());
     let named_ports = named_ports.filter_map(|p| Some((p.name.clone()?, u16::try_from(p.container_port).ok()?)));
     Some(Workload {
-        is_pod: true,
+        origin: Origin::Pod,
         uid: format!("{}//Pod/{}/{}", options.cluster_id, pod.namespace(), pod.name()),
         name: pod.name().to_owned(),
         namespace: pod.namespace().to_owned(),
@@ -95,18 +107,34 @@ fn read(
         service_account: service_account(spec).to_owned(),
         locality: locality(objects, &node),
         node,
-        canonical_name: pick(["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"], &workload_name),
-        canonical_revision: pick(
-            ["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"],
-            "latest",
-        ),
+        canonical_name: canonical.name,
+        canonical_revision: canonical.revision,
         workload_name,
         healthy: is_ready(status) && pod.metadata.deletion_timestamp.is_none(),
         named_ports: named_ports.collect(),
         labels,
         waypoint,
-        services: BTreeMap::new(),
+        ..Workload::default()
     })
+}
+
+/// What telemetry calls a workload.
+pub(super) struct Identity {
+    pub(super) name: String,
+    pub(super) revision: String,
+}
+
+/// By the labels, in Istio's order.
+pub(super) fn canonical(labels: &BTreeMap<String, String>, name: &str) -> Identity {
+    let pick = |keys: [&str; 3], default: &str| {
+        let found = keys.iter().find_map(|key| labels.get(*key).filter(|value| !value.is_empty()));
+        found.map_or_else(|| default.to_owned(), Clone::clone)
+    };
+    let revision = ["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"];
+    Identity {
+        name: pick(["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"], name),
+        revision: pick(revision, "latest"),
+    }
 }
 
 /// The pod's service account; `default` if none is named.

@@ -1,14 +1,16 @@
 //! Filter chains: what happens to the connections of one service port.
 use super::Builder;
 use super::access::Target;
+use super::clusters::dns_cache;
 use super::destinations::inbound_vip;
 use super::listeners::{peer_metadata, reshare_target, router};
 use super::routes::default_route;
-use crate::mesh::{Service, ServicePort};
+use crate::mesh::{Resolution, Service, ServicePort};
 use crate::pb::{
     self, TypedStruct, any, any_as, boolean, boolv, core, ext, http_filter, listener, network_filter, route, structure,
     text,
 };
+use ext::filters::http::dynamic_forward_proxy::v3 as dynamic;
 use ext::filters::network::http_connection_manager::v3 as hcm;
 use ext::filters::network::tcp_proxy::v3 as tcp_proxy;
 
@@ -18,6 +20,8 @@ const DIRECT_RESPONSE_BYTES: u32 = 1024 * 1024;
 /// An HTTP chain before it is put together.
 struct Http<'a> {
     name: &'a str,
+    /// Of the requests it is for.
+    domain: &'a str,
     port: u16,
     http2: bool,
     routes: Vec<route::Route>,
@@ -37,7 +41,10 @@ impl Builder<'_, '_> {
                 let operation = format!("{}:{}/*", service.hostname, port.number);
                 vec![default_route(&name, &operation, self.hash_policies(service, port.number, &[""]))]
             });
-            let http = Http { name: &name, port: port.number, http2: port.protocol.is_http2(), routes, default };
+            // Where the request's host says where it goes, only hosts of the service may.
+            let domain = if service.resolution == Resolution::PerRequest { &service.hostname } else { "*" };
+            let http2 = port.protocol.is_http2();
+            let http = Http { name: &name, domain, port: port.number, http2, routes, default };
             vec![self.http(&target, &http)]
         } else {
             let mut filters = self.tcp_filters(&target);
@@ -53,7 +60,7 @@ impl Builder<'_, '_> {
         tcp.extend(self.tcp_filters(&Target::Workloads));
         tcp.push(to_cluster("encap", "encap"));
         let routes = vec![default_route("encap", ":0/*", Vec::new())];
-        let http = Http { name: "encap", port: 0, http2: false, routes, default: true };
+        let http = Http { name: "encap", domain: "*", port: 0, http2: false, routes, default: true };
         let http = vec![reshare_target(), self.http(&Target::Workloads, &http)];
         [
             listener::FilterChain { name: "direct-tcp".into(), filters: tcp, ..Default::default() },
@@ -96,7 +103,7 @@ impl Builder<'_, '_> {
     fn http(&self, target: &Target<'_>, http: &Http<'_>) -> listener::Filter {
         let virtual_host = route::VirtualHost {
             name: format!("inbound|http|{}", http.port),
-            domains: vec!["*".into()],
+            domains: vec![http.domain.to_owned()],
             routes: http.routes.clone(),
             ..Default::default()
         };
@@ -152,11 +159,21 @@ impl Builder<'_, '_> {
             http_filter("envoy.filters.http.grpc_stats", any(&stats)),
             http_filter("envoy.filters.http.fault", any(&ext::filters::http::fault::v3::HttpFault::default())),
             http_filter("envoy.filters.http.cors", any(&ext::filters::http::cors::v3::Cors {})),
-            http_filter("waypoint_upstream_peer_metadata", peer_metadata(upstream)),
-            router(),
         ]);
+        if let Target::Service(service) = target
+            && service.resolution == Resolution::PerRequest
+        {
+            filters.push(http_filter("envoy.filters.http.dynamic_forward_proxy", any(&resolve_host(service))));
+        }
+        filters.extend([http_filter("waypoint_upstream_peer_metadata", peer_metadata(upstream)), router()]);
         filters
     }
+}
+
+/// Resolves the request's host before it is routed; the cluster of the service has the same cache.
+fn resolve_host(service: &Service) -> dynamic::FilterConfig {
+    let cache = dynamic::filter_config::ImplementationSpecifier::DnsCacheConfig(dns_cache(service));
+    dynamic::FilterConfig { implementation_specifier: Some(cache), ..Default::default() }
 }
 
 fn to_cluster(stat_prefix: &str, cluster: &str) -> listener::Filter {

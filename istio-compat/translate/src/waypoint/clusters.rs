@@ -12,12 +12,12 @@ use super::endpoints::{By, ORIGINAL_DST, Preference, Wanted, assignment};
 use xds_proto::istio::workload as wds;
 
 use super::{Builder, Outbound, traffic_policy};
-use crate::mesh::{AppProtocol, Service, ServicePort, exported, full_hostname, host_covers};
+use crate::mesh::{AppProtocol, Resolution, Service, ServicePort, exported, full_hostname, host_covers};
 use crate::pb::{
     self, any, cluster, endpoint, ext, list, metadata, nested, raw_buffer, seconds, structure, text, transport_socket,
 };
 use ext::transport_sockets::internal_upstream::v3 as internal;
-pub(crate) use fixed::{as_downstream, downstream_tls, http1, http2, set_http_options};
+pub(crate) use fixed::{as_downstream, dns_cache, downstream_tls, http1, http2, set_http_options};
 use fixed::{discovery, passthrough, to_listener, unlimited};
 
 /// A cluster and, where its endpoints are discovered, its endpoints.
@@ -47,7 +47,7 @@ impl Builder<'_, '_> {
         ];
         for service in self.mesh.services_of(&self.waypoint.key) {
             let rule = self.rule(service);
-            for port in service.tcp_ports() {
+            for port in governed(service) {
                 for kind in kinds(port.protocol) {
                     all.push(self.inbound(service, port, kind, None, &rule));
                     all.extend(rule.subsets.iter().map(|s| self.inbound(service, port, kind, Some(s), &rule)));
@@ -139,11 +139,20 @@ impl Builder<'_, '_> {
             nodes: self.nodes(service),
         };
         // Without a virtual address there is nothing to balance over: the client chose the pod.
-        if service.vips.is_empty() && !service.selector.is_empty() {
+        if service.object.kind == Kind::Service && service.vips.is_empty() && !service.selector.is_empty() {
             as_original_dst(&mut built);
         }
+        self.with_endpoints(built, &wanted)
+    }
+
+    /// Endpoints that are resolved are in the cluster; those that are discovered beside it; other clusters have none.
+    fn with_endpoints(&self, mut built: cluster::Cluster, wanted: &Wanted<'_>) -> WithEndpoints {
+        let resolved = [cluster::cluster::DiscoveryType::StrictDns, cluster::cluster::DiscoveryType::LogicalDns];
+        if resolved.iter().any(|kind| built.cluster_discovery_type == Some(discovery(*kind))) {
+            built.load_assignment = Some(assignment(self.mesh, wanted));
+        }
         let discovered = built.eds_cluster_config.is_some();
-        (built, discovered.then(|| assignment(self.mesh, &wanted)))
+        (built, discovered.then(|| assignment(self.mesh, wanted)))
     }
 
     fn service_cluster(
@@ -155,9 +164,11 @@ impl Builder<'_, '_> {
         subset: Option<&Subset>,
         rule: &Rule,
     ) -> cluster::Cluster {
+        // A ServiceEntry may have several hosts: telemetry tells them apart, as istiod's does.
+        let called = if service.object.kind == Kind::ServiceEntry { &service.hostname } else { &service.name };
         let described = structure([
             ("host", text(&service.hostname)),
-            ("name", text(&service.name)),
+            ("name", text(called)),
             ("namespace", text(&service.namespace)),
         ]);
         let mut istio = structure([("services", list(vec![nested(described)]))]);
@@ -175,7 +186,7 @@ impl Builder<'_, '_> {
             options.insert(HTTP_OPTIONS.to_owned(), any(&as_downstream()));
         }
         let prefers = service.load_balancing.as_ref().is_some_and(|lb| lb.mode == FAILOVER);
-        cluster::Cluster {
+        let mut built = cluster::Cluster {
             name: name.to_owned(),
             alt_stat_name: format!("{name};"),
             circuit_breakers: Some(unlimited()),
@@ -194,7 +205,14 @@ impl Builder<'_, '_> {
             metadata: Some(metadata([("istio", istio)])),
             typed_extension_protocol_options: options,
             ..cluster::Cluster::default()
+        };
+        match service.resolution {
+            Resolution::Static => {}
+            Resolution::Dns { round_robin } => fixed::resolve(&mut built, round_robin),
+            Resolution::Passthrough => as_original_dst(&mut built),
+            Resolution::PerRequest => fixed::resolve_per_request(&mut built, service),
         }
+        built
     }
 
     /// A service some other waypoint, or none, fronts.
@@ -244,8 +262,7 @@ impl Builder<'_, '_> {
             preference: self.preference(service, policy.as_ref()),
             nodes: self.nodes(service),
         };
-        let discovered = built.eds_cluster_config.is_some();
-        Some((built, discovered.then(|| assignment(self.mesh, &wanted))))
+        Some(self.with_endpoints(built, &wanted))
     }
 
     /// Only where all pods of the waypoint are in one place: they are all told the same.
@@ -294,6 +311,12 @@ fn label_of(scope: i32) -> Option<String> {
         _ => return None,
     };
     Some(label.to_owned())
+}
+
+/// The ports a waypoint has to do with: where the name in each request says where it goes, there must be requests.
+pub(crate) fn governed(service: &Service) -> impl Iterator<Item = &ServicePort> {
+    let named = service.resolution == Resolution::PerRequest;
+    service.tcp_ports().filter(move |port| !named || port.protocol.is_http())
 }
 
 /// Which chains and clusters a protocol needs.

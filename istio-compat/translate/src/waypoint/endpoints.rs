@@ -2,7 +2,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use crate::mesh::{Locality, Mesh, Service, Workload};
+use crate::mesh::{Locality, Mesh, Origin, Resolution, Service, Workload};
+use xds_proto::istio::workload as wds;
+
 use crate::pb::{self, core, endpoint, internal_address, metadata, socket_address, structure, text, u32v};
 
 /// Name of the filter metadata that holds the next hop's authority.
@@ -71,7 +73,7 @@ impl Preference {
 
 /// The load assignment, healthy endpoints only.
 pub(crate) fn assignment(mesh: &Mesh<'_>, wanted: &Wanted<'_>) -> endpoint::ClusterLoadAssignment {
-    let mut localities: BTreeMap<&Locality, Vec<(IpAddr, endpoint::LbEndpoint)>> = BTreeMap::new();
+    let mut localities: BTreeMap<&Locality, Vec<(Option<IpAddr>, endpoint::LbEndpoint)>> = BTreeMap::new();
     for member in wanted.service.endpoints.iter().filter(|member| member.healthy) {
         let Some(workload) = mesh.workloads.get(&member.uid) else { continue };
         if !crate::mesh::selects(&wanted.labels, &workload.labels) {
@@ -81,24 +83,35 @@ pub(crate) fn assignment(mesh: &Mesh<'_>, wanted: &Wanted<'_>) -> endpoint::Clus
             continue;
         }
         let Some(port) = member.ports.get(&wanted.port) else { continue };
-        for ip in member.addresses.iter().filter(|ip| wanted.service.has_family(**ip)) {
-            let found = lb_endpoint(mesh, workload, SocketAddr::new(*ip, *port), wanted.outbound);
-            localities.entry(&workload.locality).or_default().push((*ip, found));
+        let members = localities.entry(&workload.locality).or_default();
+        // Where no family is asked for, the first address stands for the workload: two would be two endpoints.
+        let either = wanted.service.ip_families == wds::IpFamilies::Automatic;
+        let addresses = member.addresses.iter().filter(|ip| wanted.service.has_family(**ip));
+        for ip in addresses.take(if either { 1 } else { usize::MAX }) {
+            members.push((Some(*ip), lb_endpoint(mesh, workload, SocketAddr::new(*ip, *port), wanted.outbound)));
+        }
+        // A name only where names are resolved: elsewhere nothing could connect to it.
+        if !workload.hostname.is_empty() && matches!(wanted.service.resolution, Resolution::Dns { .. }) {
+            let address = socket_address(&workload.hostname, u32::from(*port));
+            members.push((None, endpoint_at(address, metadata([("istio", described(mesh, workload))]), workload)));
         }
     }
+    localities.retain(|_, members| !members.is_empty());
     let rank = |locality: &Locality| wanted.preference.as_ref().map_or(0, |preference| preference.rank(locality));
     let ranks: BTreeSet<usize> = localities.keys().map(|locality| rank(locality)).collect();
     let priority = |locality: &Locality| ranks.range(..rank(locality)).count();
     let endpoints = localities.into_iter().map(|(locality, mut members)| {
         members.sort_by_key(|(ip, _)| *ip);
         let lb_endpoints: Vec<_> = members.into_iter().map(|(_, member)| member).collect();
+        let weights = lb_endpoints.iter().filter_map(|member| member.load_balancing_weight);
+        let weight = weights.fold(0_u32, |sum, weight| sum.saturating_add(weight.value));
         endpoint::LocalityLbEndpoints {
             locality: (*locality != Locality::default()).then(|| core::Locality {
                 region: locality.region.clone(),
                 zone: locality.zone.clone(),
                 sub_zone: locality.subzone.clone(),
             }),
-            load_balancing_weight: u32v(u32::try_from(lb_endpoints.len()).unwrap_or(u32::MAX)),
+            load_balancing_weight: u32v(weight),
             lb_endpoints,
             priority: u32::try_from(priority(locality)).unwrap_or(u32::MAX),
             ..endpoint::LocalityLbEndpoints::default()
@@ -111,7 +124,8 @@ pub(crate) fn assignment(mesh: &Mesh<'_>, wanted: &Wanted<'_>) -> endpoint::Clus
     }
 }
 
-fn lb_endpoint(mesh: &Mesh<'_>, workload: &Workload, address: SocketAddr, outbound: bool) -> endpoint::LbEndpoint {
+/// What telemetry knows of it.
+fn described(mesh: &Mesh<'_>, workload: &Workload) -> pb::Struct {
     let named = text(&format!(
         "{};{};{};{};{}",
         workload.workload_name,
@@ -120,7 +134,11 @@ fn lb_endpoint(mesh: &Mesh<'_>, workload: &Workload, address: SocketAddr, outbou
         workload.canonical_revision,
         mesh.options.cluster_id
     ));
-    let istio = structure([("workload", named)]);
+    structure([("workload", named)])
+}
+
+fn lb_endpoint(mesh: &Mesh<'_>, workload: &Workload, address: SocketAddr, outbound: bool) -> endpoint::LbEndpoint {
+    let istio = described(mesh, workload);
     let (address, metadata) = if workload.hbone {
         let target = address.to_string();
         let local = structure([("local", text(&target))]);
@@ -134,11 +152,18 @@ fn lb_endpoint(mesh: &Mesh<'_>, workload: &Workload, address: SocketAddr, outbou
     } else {
         (socket_address(&address.ip().to_string(), u32::from(address.port())), metadata([("istio", istio)]))
     };
+    endpoint_at(address, metadata, workload)
+}
+
+fn endpoint_at(address: core::Address, metadata: core::Metadata, workload: &Workload) -> endpoint::LbEndpoint {
     let host = endpoint::Endpoint { address: Some(address), ..endpoint::Endpoint::default() };
+    // Nobody looks after endpoints that are only written down.
+    let watched = !matches!(workload.origin, Origin::ServiceEntry | Origin::WorkloadEntry);
+    let health = if watched { core::HealthStatus::Healthy } else { core::HealthStatus::Unknown };
     endpoint::LbEndpoint {
-        health_status: core::HealthStatus::Healthy as i32,
+        health_status: health as i32,
         metadata: Some(metadata),
-        load_balancing_weight: u32v(1),
+        load_balancing_weight: u32v(workload.weight.max(1)),
         host_identifier: Some(pb::endpoint::lb_endpoint::HostIdentifier::Endpoint(host)),
     }
 }

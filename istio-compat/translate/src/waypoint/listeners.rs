@@ -1,6 +1,7 @@
 //! The listeners of a waypoint: the HBONE server, the inside where services are told apart, and the way out.
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+
+use ipnet::IpNet;
 
 use super::Builder;
 use super::clusters::{downstream_tls, kinds};
@@ -93,7 +94,7 @@ impl Builder<'_, '_> {
         let mut ranges = Vec::new();
         for service in &services {
             let mut ports = BTreeMap::new();
-            for port in service.tcp_ports() {
+            for port in super::clusters::governed(service) {
                 filter_chains.extend(kinds(port.protocol).iter().map(|kind| self.chain(service, port, kind)));
                 ports.insert(port.number.to_string(), by_protocol(service, port));
             }
@@ -102,14 +103,14 @@ impl Builder<'_, '_> {
                 continue;
             }
             ranges.push(IpRangeMatcher {
-                ranges: service.vips.iter().map(|ip| cidr(*ip)).collect(),
+                ranges: service.vips.iter().map(cidr).collect(),
                 on_match: Some(tree("port", any(&inputs::DestinationPortInput {}), ports, None)),
             });
         }
         filter_chains.extend(self.direct_chains());
         let workloads = self.mesh.workloads_of(&self.waypoint.key);
         let workloads: Vec<xds_core::CidrRange> =
-            workloads.flat_map(|workload| workload.addresses.iter().map(|ip| cidr(*ip))).collect();
+            workloads.flat_map(|workload| workload.addresses.iter().map(|ip| cidr(&IpNet::from(*ip)))).collect();
         let any_workload = !workloads.is_empty();
         if any_workload {
             ranges.push(IpRangeMatcher { ranges: workloads, on_match: Some(sniffed("direct-http", "direct-tcp")) });
@@ -221,9 +222,8 @@ pub(crate) fn set(
     }
 }
 
-fn cidr(ip: IpAddr) -> xds_core::CidrRange {
-    let length = if ip.is_ipv4() { 32 } else { 128 };
-    xds_core::CidrRange { address_prefix: ip.to_string(), prefix_len: u32v(length) }
+fn cidr(net: &IpNet) -> xds_core::CidrRange {
+    xds_core::CidrRange { address_prefix: net.network().to_string(), prefix_len: u32v(u32::from(net.prefix_len())) }
 }
 
 fn to_chain(name: &str) -> OnMatch {

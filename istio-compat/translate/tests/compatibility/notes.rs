@@ -19,7 +19,7 @@ Under **istiod** the same YAML is read by istiod itself, and Strata's proxies se
 waypoints arrives, and what the engine does not serve is named at the waypoint (`strata status`, its log, and for the recorded cases
 `l7-waypoint/route/tests/snapshots`). The embedded control plane's output is compared with istiod's, resource by resource, for the recorded cases.
 
-**Not tried field by field**, said by hand: ServiceEntry, WorkloadEntry, Telemetry, Sidecar and EnvoyFilter are read and named as not translated by the
+**Not tried field by field**, said by hand: Telemetry, Sidecar and EnvoyFilter are read and named as not translated by the
 embedded control plane, WasmPlugin closes what it applies to, BackendTLSPolicy is in force (ConfigMaps of roots are read from folders; in a cluster
 one that names them closes its Service), other kinds are unknown to it. Of MeshConfig only
 `extensionProviders` that authorize are read, other keys are named. The lower layer honours NetworkPolicy whole, and of Services ClusterIP, ports, EndpointSlices,
@@ -31,7 +31,8 @@ Repeated below other fields and not listed twice: `spec.subsets[].trafficPolicy`
 ";
 
 /// Kind (or `*`), beginning of the path, why it means nothing here.
-const WITHOUT: [(&str, &str, &str); 21] = [
+const WITHOUT: [(&str, &str, &str); 22] = [
+    ("ServiceEntry", "spec.location", "who is in the mesh is known of each workload, as in ambient mode"),
     ("ReferenceGrant", "spec.", "routes of Services need none, as with istiod: they are their own namespace's word"),
     ("Gateway", "spec.listeners[].tls.", "a waypoint has one listener, for HBONE"),
     ("Gateway", "spec.listeners[].hostname", "a waypoint has one listener, for HBONE"),

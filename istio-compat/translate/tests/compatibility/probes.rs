@@ -116,6 +116,11 @@ kind: VirtualService
 metadata: {name: delegate, namespace: other}
 spec: {http: [{match: [{uri: {prefix: /o}}], route: [{destination: {host: b}}]}]}
 ---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: vm, namespace: shop}
+spec: {hosts: [vm.example], addresses: [240.1.0.2], resolution: STATIC, workloadSelector: {labels: {app: vm}}, ports: [{number: 80, name: http, protocol: HTTP}]}
+---
 apiVersion: gateway.networking.k8s.io/v1
 kind: ReferenceGrant
 metadata: {name: from-shop, namespace: other}
@@ -160,6 +165,11 @@ pub(crate) fn base(field: &Field) -> Value {
         "ReferenceGrant" => {
             json!({"from": [{"group": "gateway.networking.k8s.io", "kind": "GRPCRoute", "namespace": "shop"}], "to": [{"group": "", "kind": "Service"}]})
         }
+        "ServiceEntry" => {
+            let ports = json!([{"number": 80, "name": "http", "protocol": "TCP"}]);
+            json!({"hosts": ["s.example"], "addresses": ["240.1.0.1"], "resolution": "STATIC", "ports": ports, "endpoints": [{"address": "203.0.113.1"}]})
+        }
+        "WorkloadEntry" => json!({"address": "203.0.113.2", "labels": {"app": "vm"}}),
         other => panic!("no base for {other}"),
     }
 }
@@ -252,7 +262,9 @@ const COMPANIONS: [(&str, &str, &[&str]); 41] = [
     ),
     ("spec.trafficPolicy.loadBalancer.warmup", r#"{"trafficPolicy":{"loadBalancer":{"simple":"ROUND_ROBIN"}}}"#, &[]),
 ];
-const MORE_COMPANIONS: [(&str, &str, &[&str]); 30] = [
+const MORE_COMPANIONS: [(&str, &str, &[&str]); 32] = [
+    ("ServiceEntry spec.ports[].name", r#"{"ports":[{"protocol":"","name":"tcp"}]}"#, &["/endpoints"]),
+    ("ServiceEntry spec.workloadSelector", "{}", &["/endpoints"]),
     (
         "spec.trafficPolicy.loadBalancer.warmup.",
         r#"{"trafficPolicy":{"loadBalancer":{"warmup":{"duration":"9s"}}}}"#,
@@ -526,7 +538,16 @@ const VALUES: [(&str, &str); 95] = [
     ("backendRef.port", "90"),
     ("namespace", r#""other""#),
 ];
-const MORE_VALUES: [(&str, &str); 25] = [
+const MORE_VALUES: [(&str, &str); 34] = [
+    ("ServiceEntry spec.hosts[]", r#""x.example""#),
+    ("ServiceEntry spec.addresses[]", r#""240.1.0.9""#),
+    ("ServiceEntry spec.exportTo[]", r#"".""#),
+    ("ServiceEntry spec.ports[].name", r#""http""#),
+    ("ServiceEntry spec.ports[].protocol", r#""HTTP""#),
+    ("ServiceEntry spec.resolution", r#""DNS""#),
+    ("workloadSelector.labels.*", r#""a""#),
+    ("endpoints[].address", r#""203.0.113.9""#),
+    ("WorkloadEntry spec.address", r#""203.0.113.9""#),
     ("HTTPRoute spec.rules[].backendRefs[].port", "90"),
     ("GRPCRoute spec.rules[].backendRefs[].port", "80"),
     ("TCPRoute spec.parentRefs[].port", "90"),
@@ -591,6 +612,7 @@ pub(crate) fn set(spec: &mut Value, path: &str, value: Value) {
         let key = match path {
             path if path.contains("namespaces.selector") => "kubernetes.io/metadata.name",
             path if path.contains("portLevelMtls") => "8080",
+            path if path.ends_with("ports.*") => "http",
             _ => "app",
         };
         place = &mut place[if name == "*" { key } else { name }];

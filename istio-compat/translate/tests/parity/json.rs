@@ -15,6 +15,8 @@ const FILES: &[&str] = &[
     "envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.proto",
     "envoy/extensions/filters/network/rbac/v3/rbac.proto",
     "envoy/extensions/filters/network/set_filter_state/v3/set_filter_state.proto",
+    "envoy/extensions/clusters/dynamic_forward_proxy/v3/cluster.proto",
+    "envoy/extensions/filters/http/dynamic_forward_proxy/v3/dynamic_forward_proxy.proto",
     "envoy/extensions/filters/http/rbac/v3/rbac.proto",
     "envoy/extensions/filters/http/set_filter_state/v3/set_filter_state.proto",
     "envoy/extensions/filters/http/jwt_authn/v3/config.proto",
@@ -35,6 +37,7 @@ const FILES: &[&str] = &[
     "envoy/extensions/retry/priority/previous_priorities/v3/previous_priorities_config.proto",
     "envoy/extensions/matching/common_inputs/network/v3/network_inputs.proto",
     "envoy/extensions/request_id/uuid/v3/uuid.proto",
+    "envoy/extensions/network/dns_resolver/cares/v3/cares_dns_resolver.proto",
     "envoy/extensions/path/match/uri_template/v3/uri_template_match.proto",
     "ip.proto",
     "typed_struct.proto",
@@ -119,7 +122,9 @@ const DROPPED: &[&str] = &["tracing", "disable_mx"];
 fn normalised(value: Value) -> Value {
     match value {
         Value::Object(members) => {
-            let kept = members.into_iter().filter(|(name, _)| !DROPPED.contains(&name.as_str()));
+            let unknown = |name: &str, value: &Value| name == "locality" && *value == Value::Object(Map::new());
+            let dropped = |name: &str, value: &Value| DROPPED.contains(&name) || unknown(name, value);
+            let kept = members.into_iter().filter(|(name, value)| !dropped(name, value));
             let mut out: Map<String, Value> = Map::new();
             for (name, value) in kept {
                 let mut value = normalised(value);

@@ -12,7 +12,19 @@ pub(crate) const DIFFERENCES: &[(&str, &str, &str)] = &[
         "outbound|9000||authz.outside.svc.cluster.local: only istiod's",
         "istiod sends clusters of every extension provider, we those that are used",
     ),
-    ("08", "ServiceEntry/bank/psp/psp.example: only istiod's", "ServiceEntries are not translated"),
+    (
+        "*",
+        "filter_metadata.istio.workload: ours",
+        "telemetry: istiod numbers the endpoints of ServiceEntries, whose revision is empty",
+    ),
+    ("13", "transport_socket_match: ours null, istiod's {\"tlsMode\"", "no tlsMode-istio, as below"),
+    ("08", "inbound-vip|80|http|psp.example", "credentialName: no Secrets are sent, and the destination is closed"),
+    ("*", "typed_dns_resolver_config: ours null", "a bound on Envoy's own resolver"),
+    (
+        "*",
+        "dns_lookup_family",
+        "the recorded waypoint announced an IPv4 address only, ours asks for both and prefers that",
+    ),
     (
         "17",
         "filter_metadata.istio.config: ours null",
@@ -53,6 +65,7 @@ pub(crate) const DIFFERENCES: &[(&str, &str, &str)] = &[
 
 /// Address ranges of the dispatcher left out of the comparison: beginning, reason.
 pub(crate) const RANGES: &[(&str, &str)] = &[
+    ("2001:2:", "as below, of addresses drawn for ServiceEntries"),
     ("fd00:96:", "the recorded waypoint announced an IPv4 address only, we serve both families of a service"),
     ("0.0.0.0", "istiod's stand-in for the address of a headless service, which nothing can be sent to"),
 ];

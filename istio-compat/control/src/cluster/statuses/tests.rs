@@ -99,6 +99,23 @@ fn of_the_meshs_objects_alone_is_something_said() {
 }
 
 #[test]
+fn addresses_drawn_for_a_service_entry_are_kept_in_it() {
+    let entry = "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: partner, namespace: shop}
+spec: {hosts: [partner.example], resolution: DNS, ports: [{number: 443, name: tls, protocol: TLS}]}
+";
+    let key = ObjectKey::new(Kind::ServiceEntry, "shop", "partner");
+    let status = found(&format!("{SHOP}---{entry}"), &Troubles::default()).remove(&key).unwrap();
+    let Said::Conditions { members, .. } = &status.said else { panic!() };
+    let addresses = members["addresses"].as_array().unwrap();
+    assert_eq!(addresses.len(), 2, "one of each family");
+    assert_eq!(addresses[0]["host"], "partner.example");
+    assert!(addresses[0]["value"].as_str().unwrap().starts_with("240.240."));
+}
+
+#[test]
 fn a_waypoint_is_programmed_when_a_pod_serves_and_says_what_is_in_the_way() {
     let key = ObjectKey::new(Kind::Gateway, "shop", "waypoint");
     let status = found(&format!("{SHOP}---{POD}"), &Troubles::default()).remove(&key).unwrap();

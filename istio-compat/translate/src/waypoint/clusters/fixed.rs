@@ -4,6 +4,7 @@ use super::super::endpoints::ORIGINAL_DST;
 use super::HTTP_OPTIONS;
 use prost::Message;
 
+use crate::mesh::Service;
 use crate::pb::{
     self, Any, any, boolv, cluster, core, endpoint, ext, internal_address, raw_buffer, seconds, transport_socket, u32v,
 };
@@ -11,6 +12,8 @@ use ext::transport_sockets::internal_upstream::v3 as internal;
 use ext::transport_sockets::tls::v3 as tls;
 use ext::upstreams::http::v3 as upstream;
 
+/// Waypoints of one family are common, and IPv4 is what they have.
+const LOOKUP: cluster::cluster::DnsLookupFamily = cluster::cluster::DnsLookupFamily::V4Preferred;
 /// How long an idle HBONE connection stays (mesh config `hboneIdleTimeout`).
 const HBONE_IDLE_SECONDS: i64 = 3600;
 
@@ -45,6 +48,42 @@ impl Builder<'_, '_> {
 
 pub(super) fn discovery(kind: cluster::cluster::DiscoveryType) -> cluster::cluster::ClusterDiscoveryType {
     cluster::cluster::ClusterDiscoveryType::Type(kind as i32)
+}
+
+/// The endpoints are names: all addresses of each, or the one it has now.
+#[allow(deprecated, reason = "istiod sends it, and data planes read it")]
+pub(super) fn resolve(built: &mut cluster::Cluster, round_robin: bool) {
+    use cluster::cluster::DiscoveryType;
+    let kind = if round_robin { DiscoveryType::LogicalDns } else { DiscoveryType::StrictDns };
+    built.cluster_discovery_type = Some(discovery(kind));
+    built.eds_cluster_config = None;
+    built.dns_lookup_family = LOOKUP as i32;
+    built.dns_refresh_rate = seconds(60);
+    built.dns_jitter = Some(pb::Duration { seconds: 0, nanos: 100_000_000 });
+    built.respect_dns_ttl = true;
+}
+
+/// Requests go to what their host resolves to.
+pub(super) fn resolve_per_request(built: &mut cluster::Cluster, service: &Service) {
+    use ext::clusters::dynamic_forward_proxy::v3::{ClusterConfig, cluster_config::ClusterImplementationSpecifier};
+    let cache = ClusterImplementationSpecifier::DnsCacheConfig(dns_cache(service));
+    let config = ClusterConfig { cluster_implementation_specifier: Some(cache), ..Default::default() };
+    let kind = cluster::cluster::CustomClusterType {
+        name: "envoy.clusters.dynamic_forward_proxy".into(),
+        typed_config: Some(any(&config)),
+    };
+    built.cluster_discovery_type = Some(cluster::cluster::ClusterDiscoveryType::ClusterType(kind));
+    built.eds_cluster_config = None;
+    built.lb_policy = cluster::cluster::LbPolicy::ClusterProvided as i32;
+    built.common_lb_config = None;
+}
+
+pub(crate) fn dns_cache(service: &Service) -> ext::common::dynamic_forward_proxy::v3::DnsCacheConfig {
+    ext::common::dynamic_forward_proxy::v3::DnsCacheConfig {
+        name: format!("{}_dfp_dns_cache", service.hostname),
+        dns_lookup_family: LOOKUP as i32,
+        ..Default::default()
+    }
 }
 
 pub(crate) fn unlimited() -> cluster::CircuitBreakers {
