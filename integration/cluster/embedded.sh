@@ -41,6 +41,8 @@ kind: PeerAuthentication
 metadata: {name: strict}
 spec: {mtls: {mode: STRICT}}
 YAML
+# Somebody who is in no mesh.
+sandbox embedded-outside partner:node-b
 kubectl -n embedded apply -f - > /dev/null <<YAML
 apiVersion: networking.istio.io/v1
 kind: ServiceEntry
@@ -49,7 +51,7 @@ spec:
   hosts: [partner.example]
   resolution: STATIC
   ports: [{number: 80, name: http, protocol: HTTP}]
-  endpoints: [{address: $(kubectl -n embedded get pod server -o 'jsonpath={.status.podIP}'), ports: {http: 8080}}]
+  endpoints: [{address: $(kubectl -n embedded-outside get pod partner -o 'jsonpath={.status.podIP}'), ports: {http: 8080}}]
 YAML
 check "the Gateway is Programmed" kubectl -n embedded wait gateway/waypoint --for=condition=Programmed --timeout=60s
 # of_route NAME TYPE: status and message of a condition.
@@ -76,7 +78,7 @@ same_address() { [ "$(address)" = "$drawn" ]; }
 check "the ServiceEntry's address is the same" same_address
 sandbox embedded later:node-b
 check "a pod that starts afterwards gets its identity" eventually moved later
-kubectl delete namespace embedded --wait=false > /dev/null
+kubectl delete namespace embedded embedded-outside --wait=false > /dev/null
 
 say "scenes"
 for scene in 3 4 7 19; do

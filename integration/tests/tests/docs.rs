@@ -107,3 +107,20 @@ fn commands_and_flags_exist() {
     assert!(commands > 5, "only {commands} commands found: are the pages read?");
     assert_eq!(wrong, Vec::<String>::new());
 }
+
+#[test]
+fn objects_shown_are_objects() {
+    let mut shown = 0;
+    for page in pages() {
+        let text = read(&page);
+        for block in text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()) {
+            if !block.contains("apiVersion:") {
+                continue;
+            }
+            let (objects, faults) = compat_objects::read_str(block, &page);
+            assert!(faults.is_empty(), "{}: {faults:?}", page.display());
+            shown += objects.len();
+        }
+    }
+    assert!(shown > 0, "no object found: are the pages read?");
+}

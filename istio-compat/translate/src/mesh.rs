@@ -46,7 +46,7 @@ pub(crate) struct Mesh<'a> {
     pub(crate) waypoints: BTreeMap<WaypointKey, Waypoint>,
     pub(crate) providers: Providers,
     pub(crate) drawn: Drawn,
-    /// Keys in `services` by hostname; more than one only for ServiceEntries.
+    /// Keys in `services` by hostname; more than one only for ServiceEntries, the one that everybody means first.
     by_hostname: HashMap<String, Vec<String>>,
     members: HashMap<WaypointKey, Members>,
 }
@@ -75,6 +75,10 @@ impl<'a> Mesh<'a> {
         for (key, service) in &services {
             by_hostname.entry(service.hostname.clone()).or_default().push(key.clone());
         }
+        for keys in by_hostname.values_mut().filter(|keys| keys.len() > 1) {
+            // Kubernetes' own first, then the oldest: what comes later does not take a name over.
+            keys.sort_by_cached_key(|key| services::seniority(objects, &services[key]));
+        }
         let providers = Providers::read(objects, &options.root_namespace, faults);
         let members = members(&services, &workloads);
         Self { objects, options, services, workloads, waypoints, providers, drawn, by_hostname, members }
@@ -86,6 +90,11 @@ impl<'a> Mesh<'a> {
         let own = keys.iter().filter_map(|key| self.services.get(key));
         let own = own.filter(|service| exported(&service.export_to, &service.namespace, namespace));
         own.clone().find(|service| service.namespace == namespace).or_else(|| own.clone().next())
+    }
+
+    /// Whether this is the service that its hostname means where no other is nearer.
+    pub(crate) fn is_canonical(&self, key: &str, service: &Service) -> bool {
+        self.by_hostname.get(&service.hostname).and_then(|keys| keys.first()).is_some_and(|first| first == key)
     }
 
     /// The services bound to a waypoint, by hostname.

@@ -24,7 +24,7 @@ pub(crate) fn build(mesh: &Mesh<'_>, output: &mut MeshOutput, faults: &mut Fault
         output.addresses.insert(workload.uid.clone(), wire::pack(type_url::ADDRESS, &address));
     }
     for (key, service) in &mesh.services {
-        let address = wds::Address { r#type: Some(wds::address::Type::Service(self::service(mesh, service))) };
+        let address = wds::Address { r#type: Some(wds::address::Type::Service(self::service(mesh, key, service))) };
         output.addresses.insert(key.clone(), wire::pack(type_url::ADDRESS, &address));
     }
 }
@@ -81,7 +81,7 @@ fn workload(mesh: &Mesh<'_>, workload: &Workload, authorization_policies: Vec<St
     }
 }
 
-fn service(mesh: &Mesh<'_>, service: &Service) -> wds::Service {
+fn service(mesh: &Mesh<'_>, key: &str, service: &Service) -> wds::Service {
     use crate::mesh::ports::Target;
     wds::Service {
         name: service.name.clone(),
@@ -117,7 +117,7 @@ fn service(mesh: &Mesh<'_>, service: &Service) -> wds::Service {
             [only] if only == "." => wds::service::Visibility::Namespace as i32,
             _ => wds::service::Visibility::Public as i32,
         },
-        canonical: true,
+        canonical: mesh.is_canonical(key, service),
         ..wds::Service::default()
     }
 }

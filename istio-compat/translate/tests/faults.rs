@@ -3,6 +3,7 @@ use compat_objects::source::DirectorySource;
 use compat_translate::{MeshOptions, MeshOutput, translate};
 use prost::Message;
 use xds_proto::istio::security::{Action, Authorization};
+use xds_proto::istio::workload as wds;
 
 const MESH: &str = "
 apiVersion: v1
@@ -291,4 +292,39 @@ spec: {{host: a, trafficPolicy: {{tls: {tls}}}}}
     let spoken = rule("{mode: SIMPLE, insecureSkipVerify: true, sni: x}");
     let (http, open) = cluster(&spoken, HTTP);
     assert!(open && http.contains("UpstreamTlsContext") && !http.contains("file-root"), "{http}");
+}
+
+#[test]
+fn nobody_takes_over_a_services_address_or_name() {
+    let entry = |name: &str, namespace: &str, host: &str, address: &str| {
+        format!(
+            "
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: {name}, namespace: {namespace}}}
+spec: {{hosts: [{host}], addresses: [{address}], resolution: STATIC, ports: [{{number: 80, name: http, protocol: HTTP}}], endpoints: [{{address: 203.0.113.1}}]}}
+"
+        )
+    };
+    let found = output(
+        &[
+            entry("address", "evil", "evil.example", "10.0.0.1"),
+            entry("name", "evil", "a.shop.svc.cluster.local", "240.1.0.1"),
+            entry("own", "shop", "a.shop.svc.cluster.local", "240.1.0.2"),
+            entry("around", "evil", "around.example", "10.0.0.0/24"),
+        ]
+        .concat(),
+    );
+    assert_fault(&found, "ServiceEntry evil/address: spec.addresses[0]: 10.0.0.1 is Service shop/a's");
+    assert_fault(&found, "ServiceEntry shop/own: spec.hosts[0]: a.shop.svc.cluster.local is Service shop/a's");
+    let service = |key: &str| {
+        let address = wds::Address::decode(found.addresses[key].value.as_slice()).unwrap();
+        let Some(wds::address::Type::Service(service)) = address.r#type else { panic!("{key} is no service") };
+        (service.addresses.len(), service.canonical)
+    };
+    assert_eq!(service("evil/evil.example"), (0, true));
+    assert_eq!(service("shop/a.shop.svc.cluster.local"), (1, true), "the Service is who everybody means");
+    assert_eq!(service("evil/a.shop.svc.cluster.local"), (1, false));
+    assert_eq!(service("evil/around.example").0, 1);
 }

@@ -21,7 +21,8 @@ const UNIX: &str = "unix:";
 /// What is declared, by `namespace/hostname`.
 type Services = BTreeMap<String, Service>;
 
-/// Adds a service for every host. A host that another object of the namespace has already stays that object's.
+/// Adds a service for every host. What belongs to somebody else already stays theirs: a host of the namespace, and the address of a
+/// Service of Kubernetes, whose callers an entry of any namespace could lead away.
 pub(super) fn add_services(
     objects: &ObjectSet,
     waypoints: &BTreeMap<WaypointKey, Waypoint>,
@@ -29,11 +30,26 @@ pub(super) fn add_services(
     services: &mut Services,
     faults: &mut Faults,
 ) {
+    let owners: BTreeMap<IpNet, ObjectKey> =
+        services.values().flat_map(|service| service.vips.iter().map(|vip| (*vip, service.object.clone()))).collect();
     for entry in objects.service_entries() {
         let object = ObjectKey::new(Kind::ServiceEntry, entry.namespace(), entry.name());
         let waypoint = waypoints::bound(objects, waypoints, &**entry, &object, Traffic::Service, faults);
+        let mut given: Vec<IpNet> = Vec::new();
+        for (index, address) in entry.spec.addresses.iter().enumerate() {
+            let Some(block) = block(address) else { continue };
+            // A block around one is no harm: the longest prefix counts.
+            match owners.get(&block) {
+                Some(owner) => {
+                    let reason = format!("{address} is {owner}'s: connections to it are not led here");
+                    faults.error(objects, &object, &format!("spec.addresses[{index}]"), reason);
+                }
+                None => given.push(block),
+            }
+        }
         for (index, host) in entry.spec.hosts.iter().enumerate() {
-            let service = service(entry, object.clone(), host, drawn, waypoint.clone());
+            let mut service = service(entry, object.clone(), host, drawn, waypoint.clone());
+            service.vips.extend(&given);
             if let Some(first) = services.get(&service.key()) {
                 let reason = format!("{host} is {}'s: here it adds nothing", first.object);
                 faults.warning(objects, &object, &format!("spec.hosts[{index}]"), reason);
@@ -44,6 +60,7 @@ pub(super) fn add_services(
     }
 }
 
+/// With the addresses drawn for it, which are none where it has its own.
 fn service(
     entry: &ServiceEntry,
     object: ObjectKey,
@@ -52,13 +69,12 @@ fn service(
     waypoint: Option<WaypointKey>,
 ) -> Service {
     let spec = &entry.spec;
-    let given: Vec<IpNet> = spec.addresses.iter().filter_map(|address| block(address)).collect();
     let resolution = resolution(spec);
     Service {
         name: entry.name().to_owned(),
         namespace: entry.namespace().to_owned(),
         hostname: host.to_owned(),
-        vips: if given.is_empty() { drawn.of(&object, host).map(IpNet::from).collect() } else { given },
+        vips: drawn.of(&object, host).map(IpNet::from).collect(),
         ports: spec.ports.iter().map(port).collect(),
         selector: spec.workload_selector.as_ref().map(|selector| selector.labels.clone()).unwrap_or_default(),
         waypoint,

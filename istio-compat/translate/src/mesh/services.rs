@@ -93,6 +93,13 @@ impl Service {
     }
 }
 
+/// Who is first among services of one name: the smallest.
+pub(super) fn seniority(objects: &ObjectSet, service: &Service) -> (bool, Option<String>, String) {
+    let entry = service.object.kind == Kind::ServiceEntry;
+    let created = objects.get(&service.object).and_then(|object| object.meta().creation_timestamp.as_ref());
+    (entry, created.map(|time| time.0.to_string()), service.namespace.clone())
+}
+
 /// Every Kubernetes Service, by `namespace/hostname`.
 pub(super) fn all(
     objects: &ObjectSet,
