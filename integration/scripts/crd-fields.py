@@ -10,6 +10,7 @@ import yaml
 KINDS = {
     "networking.istio.io": ["VirtualService", "DestinationRule", "ServiceEntry", "WorkloadEntry"],
     "security.istio.io": ["AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication"],
+    "telemetry.istio.io": ["Telemetry"],
     "gateway.networking.k8s.io": ["Gateway", "HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute", "ReferenceGrant"],
 }
 # The same again, deeper.

@@ -1,11 +1,12 @@
 //! Short names for the Envoy messages used here, and constructors for their smallest pieces.
 pub(crate) use xds_proto::envoy::envoy::config::{
-    cluster::v3 as cluster, core::v3 as core, endpoint::v3 as endpoint, listener::v3 as listener, rbac::v3 as rbac,
-    route::v3 as route,
+    accesslog::v3 as accesslog, cluster::v3 as cluster, core::v3 as core, endpoint::v3 as endpoint,
+    listener::v3 as listener, rbac::v3 as rbac, route::v3 as route, trace::v3 as trace,
 };
 pub(crate) use xds_proto::envoy::envoy::extensions as ext;
 pub(crate) use xds_proto::envoy::envoy::r#type as types;
 pub(crate) use xds_proto::envoy::envoy::r#type::matcher::v3 as matcher;
+pub(crate) use xds_proto::envoy::envoy::r#type::tracing::v3 as tracing_tag;
 pub(crate) use xds_proto::envoy::google::protobuf::{
     Any, BoolValue, Duration, StringValue, Struct, UInt32Value, UInt64Value, Value, value,
 };

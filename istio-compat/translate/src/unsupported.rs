@@ -15,6 +15,7 @@ const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
 pub(crate) fn build(mesh: &Mesh<'_>, faults: &mut Faults) {
     kinds(mesh.objects, faults);
     policies(mesh, faults);
+    telemetry(mesh, faults);
     routes(mesh.objects, faults);
     sessions(mesh.objects, faults);
     connections(mesh.objects, faults);
@@ -129,7 +130,6 @@ fn kinds(objects: &ObjectSet, faults: &mut Faults) {
     for (key, _) in objects.iter() {
         let reason = match key.kind {
             Kind::EnvoyFilter => "cannot be honoured: the proxy is not Envoy",
-            Kind::Telemetry => "is not translated yet: metrics and access logs are the default ones",
             Kind::Sidecar => "has no effect: there are no sidecars",
             _ => continue,
         };
@@ -157,6 +157,29 @@ fn policies(mesh: &Mesh<'_>, faults: &mut Faults) {
         if spec.target_ref.is_none() && spec.target_refs.is_empty() {
             let reason = "only waypoints look at tokens: attach it by targetRefs, without it has no effect";
             faults.warning(objects, &key, "spec.targetRefs", reason);
+        }
+    }
+}
+
+/// Metrics are always there, for Prometheus to fetch, under their own names; the rest of a Telemetry is the waypoint's.
+fn telemetry(mesh: &Mesh<'_>, faults: &mut Faults) {
+    for object in mesh.objects.telemetries() {
+        let key = ObjectKey::new(Kind::Telemetry, object.namespace(), object.name());
+        let spec = &object.spec;
+        targets(mesh, &key, spec.target_ref.as_ref(), &spec.target_refs, faults);
+        if spec.selector.is_some() {
+            let reason = "selects workloads with sidecars: at waypoints the object has no effect without targetRefs";
+            faults.warning(mesh.objects, &key, "spec.selector", reason);
+        }
+        for (index, metrics) in spec.metrics.iter().enumerate() {
+            if !metrics.overrides.is_empty() {
+                let reason = "is not built here yet: metrics have the labels they always have";
+                faults.warning(mesh.objects, &key, &format!("spec.metrics[{index}].overrides"), reason);
+            }
+            for provider in metrics.providers.iter().filter(|provider| provider.name != "prometheus") {
+                let reason = format!("{} gets no metrics: they are fetched by Prometheus", provider.name);
+                faults.warning(mesh.objects, &key, &format!("spec.metrics[{index}].providers"), reason);
+            }
         }
     }
 }

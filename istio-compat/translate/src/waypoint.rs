@@ -10,6 +10,7 @@ mod http_route;
 mod jwt;
 mod listeners;
 mod routes;
+mod telemetry;
 mod traffic_policy;
 
 use std::cell::RefCell;

@@ -328,3 +328,37 @@ spec: {{hosts: [{host}], addresses: [{address}], resolution: STATIC, ports: [{{n
     assert_eq!(service("evil/a.shop.svc.cluster.local"), (1, false));
     assert_eq!(service("evil/around.example").0, 1);
 }
+
+#[test]
+fn a_provider_that_cannot_be_asked_is_named_where_it_was_asked_for() {
+    let telemetry = |spec: &str, mesh: &str| {
+        output(&format!(
+            "
+apiVersion: v1
+kind: ConfigMap
+metadata: {{name: istio, namespace: istio-system}}
+data: {{mesh: '{mesh}'}}
+---
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {{name: t, namespace: shop}}
+spec: {spec}
+"
+        ))
+    };
+    let logs = |output: &MeshOutput| inside(output).contains("envoy.access_loggers.file");
+    let nobody = telemetry("{accessLogging: [{providers: [{name: nobody}]}]}", "{}");
+    assert_fault(&nobody, "Telemetry shop/t: spec.accessLogging[].providers: the mesh configuration has no extension");
+    assert!(!logs(&nobody));
+    let zipkin = "{extensionProviders: [{name: z, zipkin: {service: a.shop.svc.cluster.local, port: 80}}]}";
+    let zipkin = telemetry("{tracing: [{providers: [{name: z}]}]}", zipkin);
+    assert_fault(&zipkin, "Telemetry shop/t: spec.tracing[].providers: extension provider z is of type zipkin");
+    let gone = "{extensionProviders: [{name: o, opentelemetry: {service: gone.example, port: 4317}}]}";
+    let gone = telemetry("{tracing: [{providers: [{name: o}]}]}", gone);
+    assert_fault(&gone, "no Service or ServiceEntry has the provider's host gone.example");
+    // The whole mesh is logged, but for one namespace.
+    assert!(logs(&telemetry("{}", "{accessLogFile: /dev/stdout}")));
+    assert!(!logs(&telemetry("{accessLogging: [{disabled: true}]}", "{accessLogFile: /dev/stdout}")));
+    let default = telemetry("{}", "{defaultProviders: {accessLogging: [nobody]}}");
+    assert_fault(&default, "ConfigMap istio-system/istio: data.mesh.defaultProviders.accessLogging[].providers");
+}

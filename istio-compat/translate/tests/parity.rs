@@ -160,6 +160,7 @@ cases! {
     gateway_tcp_routes_node "16" node;
     gateway_tcp_routes_waypoints "16" waypoints;
     backend_tls_waypoints "17" waypoints;
+    telemetry_waypoints "18" waypoints;
     service_shapes_node "19" node;
     service_shapes_waypoints "19" waypoints;
     visibility_node "20" node;

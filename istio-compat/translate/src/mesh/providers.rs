@@ -1,5 +1,5 @@
-//! The mesh configuration's extension providers, as far as they authorize: where istiod reads them, in the ConfigMap
-//! `istio` of the root namespace, under the key `mesh`.
+//! What is read of the mesh configuration: extension providers that authorize, log and trace, and whether everybody is logged. It is
+//! where istiod reads it, in the ConfigMap `istio` of the root namespace, under the key `mesh`.
 use std::collections::BTreeMap;
 
 use compat_objects::{Duration, Kind, ObjectKey, ObjectSet};
@@ -13,15 +13,88 @@ const KEY: &str = "mesh";
 /// What istiod gives a provider that does not say.
 const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(600);
 
+/// The logger that is there without being declared.
+const BUILT_IN_LOGGER: &str = "envoy";
+
 /// Providers by name; for one that cannot be used, why.
 #[derive(Debug, Default)]
-pub(crate) struct Providers(BTreeMap<String, Result<Provider, String>>);
+pub(crate) struct Providers {
+    named: BTreeMap<String, Result<Provider, String>>,
+    defaults: Defaults,
+}
 
-/// An authorization service outside (`meshConfig.extensionProviders[].envoyExtAuthzHttp` and `...Grpc`).
+/// What holds where no Telemetry says otherwise: names of providers.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Defaults {
+    pub(crate) access_logging: Vec<String>,
+    pub(crate) tracing: Vec<String>,
+}
+
+/// A service or a file outside, by `meshConfig.extensionProviders[]`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Provider {
+    /// `envoyExtAuthzHttp`
     Http(Http),
+    /// `envoyExtAuthzGrpc`
     Grpc(Grpc),
+    /// `envoyFileAccessLog`
+    Log(FileLog),
+    /// `opentelemetry`
+    Trace(Collector),
+}
+
+/// Where and how requests are written down.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct FileLog {
+    #[serde(default = "standard_output")]
+    pub(crate) path: String,
+    #[serde(default)]
+    pub(crate) log_format: LogFormat,
+    #[serde(default)]
+    pub(crate) omit_empty_values: bool,
+}
+
+/// One of both; Istio's own text without either.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct LogFormat {
+    #[serde(default)]
+    pub(crate) text: Option<String>,
+    #[serde(default)]
+    pub(crate) labels: Option<serde_json::Map<String, Value>>,
+}
+
+/// Where spans go.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Collector {
+    pub(crate) service: String,
+    pub(crate) port: u16,
+    #[serde(default)]
+    pub(crate) max_tag_length: Option<u32>,
+    /// OTLP over HTTP instead of gRPC.
+    #[serde(default)]
+    pub(crate) http: Option<CollectorHttp>,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct CollectorHttp {
+    pub(crate) path: String,
+    #[serde(default)]
+    timeout: Option<Duration>,
+}
+
+impl CollectorHttp {
+    pub(crate) fn timeout(&self) -> Option<std::time::Duration> {
+        self.timeout.map(Into::into)
+    }
+}
+
+fn standard_output() -> String {
+    "/dev/stdout".to_owned()
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -89,6 +162,11 @@ pub(crate) struct Body {
 #[serde(rename_all = "camelCase", default)]
 struct MeshConfig {
     extension_providers: Vec<Value>,
+    default_providers: Defaults,
+    access_log_file: String,
+    access_log_format: String,
+    /// `TEXT` or `JSON`.
+    access_log_encoding: String,
     /// What is not read.
     #[serde(flatten)]
     rest: BTreeMap<String, Value>,
@@ -116,7 +194,8 @@ impl Providers {
     /// Of the mesh. A configuration that cannot be read has no providers, so that what asks for one is denied.
     pub(crate) fn read(objects: &ObjectSet, root_namespace: &str, faults: &mut Faults) -> Self {
         let map = objects.config_map(root_namespace, CONFIG_MAP);
-        let Some(text) = map.and_then(|map| map.data.as_ref()?.get(KEY)) else { return Self::default() };
+        let none = || Self::of(MeshConfig::default());
+        let Some(text) = map.and_then(|map| map.data.as_ref()?.get(KEY)) else { return none() };
         let key = ObjectKey::new(Kind::ConfigMap, root_namespace, CONFIG_MAP);
         match serde_saphyr::from_str::<Option<MeshConfig>>(text) {
             Ok(config) => {
@@ -130,36 +209,129 @@ impl Providers {
             Err(error) => {
                 let reason = format!("{error}; no extension provider is known until it is corrected");
                 faults.error(objects, &key, &format!("data.{KEY}"), reason);
-                Self::default()
+                none()
             }
         }
     }
 
     fn of(config: MeshConfig) -> Self {
+        let built_in = built_in(&config);
         let named = config.extension_providers.into_iter().filter_map(|mut provider| {
             let name = provider.get("name")?.as_str()?.to_owned();
-            let mut take = |kind: &str| provider.get_mut(kind).map(Value::take);
-            let read = match (take("envoyExtAuthzHttp"), take("envoyExtAuthzGrpc")) {
-                (Some(http), _) => serde_json::from_value(http).map(Provider::Http),
-                (None, Some(grpc)) => serde_json::from_value(grpc).map(Provider::Grpc),
-                (None, None) => return None,
+            let read = READERS.iter().find_map(|(kind, read)| Some(read(provider.get_mut(*kind)?.take())));
+            let other = || provider.as_object()?.keys().find(|key| *key != "name").cloned();
+            let read = match read {
+                Some(read) => read.map_err(|error| format!("extension provider {name} cannot be read: {error}")),
+                None => Err(format!("extension provider {name} is of type {}, which is not served", other()?)),
             };
-            let read = read.map_err(|error| format!("extension provider {name} cannot be read: {error}"));
             Some((name, read))
         });
-        Self(named.collect())
+        let mut defaults = config.default_providers;
+        if !config.access_log_file.is_empty() && defaults.access_logging.is_empty() {
+            defaults.access_logging.push(BUILT_IN_LOGGER.to_owned());
+        }
+        let mut named: BTreeMap<_, _> = named.collect();
+        named.entry(BUILT_IN_LOGGER.to_owned()).or_insert(built_in);
+        Self { named, defaults }
     }
 
-    /// A provider by name.
+    pub(crate) fn defaults(&self) -> &Defaults {
+        &self.defaults
+    }
+
+    /// A provider that authorizes.
     ///
     /// # Errors
     /// Why there is none.
-    pub(crate) fn get(&self, name: &str) -> Result<&Provider, String> {
-        match self.0.get(name) {
-            Some(provider) => provider.as_ref().map_err(Clone::clone),
-            None => Err(format!("the mesh configuration has no extension provider {name:?} that authorizes")),
-        }
+    pub(crate) fn authorizer(&self, name: &str) -> Result<&Provider, String> {
+        self.of_kind(name, "authorizes", |provider| match provider {
+            Provider::Http(_) | Provider::Grpc(_) => Some(provider),
+            Provider::Log(_) | Provider::Trace(_) => None,
+        })
     }
+
+    /// A provider that logs requests.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(crate) fn logger(&self, name: &str) -> Result<&FileLog, String> {
+        self.of_kind(name, "logs requests to a file", |provider| match provider {
+            Provider::Log(log) => Some(log),
+            _ => None,
+        })
+    }
+
+    /// A provider that takes spans.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(crate) fn tracer(&self, name: &str) -> Result<&Collector, String> {
+        self.of_kind(name, "takes spans", |provider| match provider {
+            Provider::Trace(collector) => Some(collector),
+            _ => None,
+        })
+    }
+
+    fn of_kind<'p, T>(&'p self, name: &str, does: &str, pick: impl Fn(&'p Provider) -> Option<T>) -> Result<T, String> {
+        let found = self.named.get(name).map(|provider| provider.as_ref().map_err(Clone::clone)).transpose()?;
+        let none = || format!("the mesh configuration has no extension provider {name:?} that {does}");
+        found.and_then(pick).ok_or_else(none)
+    }
+}
+
+type Reader = fn(Value) -> Result<Provider, serde_json::Error>;
+const READERS: [(&str, Reader); 4] = [
+    ("envoyExtAuthzHttp", |value| serde_json::from_value(value).map(Provider::Http)),
+    ("envoyExtAuthzGrpc", |value| serde_json::from_value(value).map(Provider::Grpc)),
+    ("envoyFileAccessLog", |value| serde_json::from_value(value).map(Provider::Log)),
+    ("opentelemetry", |value| serde_json::from_value(value).map(Provider::Trace)),
+];
+
+/// As the mesh configuration says logs are to be, wherever they are turned on.
+fn built_in(config: &MeshConfig) -> Result<Provider, String> {
+    let (format, file) = (&config.access_log_format, &config.access_log_file);
+    let path = if file.is_empty() { standard_output() } else { file.clone() };
+    let log_format = match (config.access_log_encoding.as_str(), format.as_str()) {
+        (_, "") if config.access_log_encoding != "JSON" => LogFormat::default(),
+        ("JSON", "") => LogFormat { labels: Some(default_labels()), text: None },
+        ("JSON", format) => LogFormat {
+            labels: Some(serde_json::from_str(format).map_err(|error| format!("accessLogFormat is no JSON: {error}"))?),
+            text: None,
+        },
+        (_, format) => LogFormat { text: Some(format.to_owned()), labels: None },
+    };
+    Ok(Provider::Log(FileLog { path, log_format, omit_empty_values: false }))
+}
+
+/// Istio's fields where only the encoding is said.
+fn default_labels() -> serde_json::Map<String, Value> {
+    const LABELS: [(&str, &str); 24] = [
+        ("start_time", "%START_TIME%"),
+        ("route_name", "%ROUTE_NAME%"),
+        ("method", "%REQ(:METHOD)%"),
+        ("path", "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%"),
+        ("protocol", "%PROTOCOL%"),
+        ("response_code", "%RESPONSE_CODE%"),
+        ("response_flags", "%RESPONSE_FLAGS%"),
+        ("response_code_details", "%RESPONSE_CODE_DETAILS%"),
+        ("connection_termination_details", "%CONNECTION_TERMINATION_DETAILS%"),
+        ("bytes_received", "%BYTES_RECEIVED%"),
+        ("bytes_sent", "%BYTES_SENT%"),
+        ("duration", "%DURATION%"),
+        ("upstream_service_time", "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%"),
+        ("x_forwarded_for", "%REQ(X-FORWARDED-FOR)%"),
+        ("user_agent", "%REQ(USER-AGENT)%"),
+        ("request_id", "%REQ(X-REQUEST-ID)%"),
+        ("authority", "%REQ(:AUTHORITY)%"),
+        ("upstream_host", "%UPSTREAM_HOST%"),
+        ("upstream_cluster", "%UPSTREAM_CLUSTER_RAW%"),
+        ("upstream_local_address", "%UPSTREAM_LOCAL_ADDRESS%"),
+        ("downstream_local_address", "%DOWNSTREAM_LOCAL_ADDRESS%"),
+        ("downstream_remote_address", "%DOWNSTREAM_REMOTE_ADDRESS%"),
+        ("requested_server_name", "%REQUESTED_SERVER_NAME%"),
+        ("upstream_transport_failure_reason", "%UPSTREAM_TRANSPORT_FAILURE_REASON%"),
+    ];
+    LABELS.iter().map(|(name, format)| ((*name).to_owned(), (*format).into())).collect()
 }
 
 /// A status, which Istio writes as a text.
@@ -194,14 +366,34 @@ extensionProviders:
 - name: status
   envoyExtAuthzHttp: {service: authz.example, port: 80, statusOnError: \"99\"}
 - name: log
-  envoyFileAccessLog: {path: /dev/stdout}
+  envoyFileAccessLog: {path: /dev/stderr}
+- name: zipkin
+  zipkin: {service: z, port: 1}
 defaultConfig: {whatever: 1}
 ",
         );
-        let Ok(Provider::Grpc(good)) = found.get("good") else { panic!("{found:?}") };
+        let Ok(Provider::Grpc(good)) = found.authorizer("good") else { panic!("{found:?}") };
         assert_eq!((good.timeout().as_millis(), good.status_on_error, good.fail_open), (2500, Some(503), false));
-        assert!(found.get("misspelt").unwrap_err().contains("failopen"));
-        assert!(found.get("status").unwrap_err().contains("statusOnError"));
-        assert!(found.get("log").unwrap_err().contains("no extension provider"));
+        assert!(found.authorizer("misspelt").unwrap_err().contains("failopen"));
+        assert!(found.authorizer("status").unwrap_err().contains("statusOnError"));
+        assert!(found.authorizer("log").unwrap_err().contains("no extension provider"));
+        assert_eq!(found.logger("log").unwrap().path, "/dev/stderr");
+        assert_eq!(
+            found.tracer("zipkin").unwrap_err(),
+            "extension provider zipkin is of type zipkin, which is not served"
+        );
+        assert_eq!(found.logger("envoy").unwrap().path, "/dev/stdout");
+        assert!(found.defaults().access_logging.is_empty());
+    }
+
+    #[test]
+    fn logs_of_the_whole_mesh_are_as_the_configuration_says() {
+        let text = providers("{accessLogFile: /dev/stdout, accessLogFormat: '%PATH%'}");
+        assert_eq!(text.defaults().access_logging, ["envoy"]);
+        assert_eq!(text.logger("envoy").unwrap().log_format.text.as_deref(), Some("%PATH%"));
+        let json = providers("{accessLogFile: /dev/stdout, accessLogEncoding: JSON}");
+        assert!(json.logger("envoy").unwrap().log_format.labels.as_ref().unwrap().contains_key("response_code"));
+        let odd = providers("{accessLogFile: /dev/stdout, accessLogEncoding: JSON, accessLogFormat: 'x'}");
+        assert!(odd.logger("envoy").unwrap_err().contains("no JSON"));
     }
 }

@@ -48,7 +48,7 @@ impl Builder<'_, '_> {
             vec![self.http(&target, &http)]
         } else {
             let mut filters = self.tcp_filters(&target);
-            filters.push(self.tcp_proxy(service, port, &name));
+            filters.push(self.logged(self.tcp_proxy(service, port, &name), &target));
             filters
         };
         listener::FilterChain { name, filters, ..Default::default() }
@@ -58,7 +58,7 @@ impl Builder<'_, '_> {
     pub(crate) fn direct_chains(&self) -> [listener::FilterChain; 2] {
         let mut tcp = vec![reshare_target()];
         tcp.extend(self.tcp_filters(&Target::Workloads));
-        tcp.push(to_cluster("encap", "encap"));
+        tcp.push(self.logged(to_cluster("encap", "encap"), &Target::Workloads));
         let routes = vec![default_route("encap", ":0/*", Vec::new())];
         let http = Http { name: "encap", domain: "*", port: 0, http2: false, routes, default: true };
         let http = vec![reshare_target(), self.http(&Target::Workloads, &http)];
@@ -79,7 +79,12 @@ impl Builder<'_, '_> {
         filters
     }
 
-    fn tcp_proxy(&self, service: &Service, port: &ServicePort, name: &str) -> listener::Filter {
+    fn logged(&self, mut proxy: tcp_proxy::TcpProxy, target: &Target<'_>) -> listener::Filter {
+        proxy.access_log = self.access_logs(target);
+        network_filter("envoy.filters.network.tcp_proxy", any(&proxy))
+    }
+
+    fn tcp_proxy(&self, service: &Service, port: &ServicePort, name: &str) -> tcp_proxy::TcpProxy {
         let Some(clusters) = self.tcp_route(service, port).filter(|clusters| !clusters.is_empty()) else {
             return to_cluster(name, name);
         };
@@ -92,12 +97,11 @@ impl Builder<'_, '_> {
             ..Default::default()
         };
         let weighted = tcp_proxy::tcp_proxy::WeightedCluster { clusters: clusters.into_iter().map(weight).collect() };
-        let proxy = tcp_proxy::TcpProxy {
+        tcp_proxy::TcpProxy {
             stat_prefix: name.to_owned(),
             cluster_specifier: Some(tcp_proxy::tcp_proxy::ClusterSpecifier::WeightedClusters(weighted)),
             ..Default::default()
-        };
-        network_filter("envoy.filters.network.tcp_proxy", any(&proxy))
+        }
     }
 
     fn http(&self, target: &Target<'_>, http: &Http<'_>) -> listener::Filter {
@@ -123,6 +127,8 @@ impl Builder<'_, '_> {
             stat_prefix: format!("inbound_0.0.0.0_{};", http.port),
             server_name: "istio-envoy".into(),
             http_filters: self.http_filters(target),
+            access_log: self.access_logs(target),
+            tracing: self.tracing(target),
             http2_protocol_options: http.http2.then(core::Http2ProtocolOptions::default),
             stream_idle_timeout: pb::seconds(0),
             use_remote_address: boolv(false),
@@ -176,11 +182,10 @@ fn resolve_host(service: &Service) -> dynamic::FilterConfig {
     dynamic::FilterConfig { implementation_specifier: Some(cache), ..Default::default() }
 }
 
-fn to_cluster(stat_prefix: &str, cluster: &str) -> listener::Filter {
-    let proxy = tcp_proxy::TcpProxy {
+fn to_cluster(stat_prefix: &str, cluster: &str) -> tcp_proxy::TcpProxy {
+    tcp_proxy::TcpProxy {
         stat_prefix: stat_prefix.to_owned(),
         cluster_specifier: Some(tcp_proxy::tcp_proxy::ClusterSpecifier::Cluster(cluster.to_owned())),
         ..Default::default()
-    };
-    network_filter("envoy.filters.network.tcp_proxy", any(&proxy))
+    }
 }

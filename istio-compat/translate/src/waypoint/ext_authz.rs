@@ -62,7 +62,7 @@ impl Builder<'_, '_> {
     }
 
     fn ask(&self, name: &str, only: bool, policies: Policies<'_>) -> Vec<hcm::HttpFilter> {
-        let provider = self.mesh.providers.get(name).and_then(|provider| self.config(provider));
+        let provider = self.mesh.providers.authorizer(name).and_then(|provider| self.config(provider));
         let (suffix, config) = match provider {
             Ok(config) => ("", Some(config)),
             Err(reason) => {
@@ -104,11 +104,13 @@ impl Builder<'_, '_> {
                 let (host, cluster) = self.provider_cluster(&provider.service, provider.port)?;
                 Ok(grpc(provider, host, cluster))
             }
+            // Nobody asks them whether a request may pass.
+            Provider::Log(_) | Provider::Trace(_) => Err("does not authorize".to_owned()),
         }
     }
 
     /// Host and cluster of a provider; `service` is a host or `namespace/host`.
-    fn provider_cluster(&self, service: &str, port: u16) -> Result<(String, String), String> {
+    pub(super) fn provider_cluster(&self, service: &str, port: u16) -> Result<(String, String), String> {
         let root = self.mesh.options.root_namespace.as_str();
         let (namespace, host) = service.split_once('/').unwrap_or((root, service));
         let found = self.mesh.service_by_hostname(host, namespace);

@@ -19,10 +19,10 @@ Under **istiod** the same YAML is read by istiod itself, and Strata's proxies se
 waypoints arrives, and what the engine does not serve is named at the waypoint (`strata status`, its log, and for the recorded cases
 `l7-waypoint/route/tests/snapshots`). The embedded control plane's output is compared with istiod's, resource by resource, for the recorded cases.
 
-**Not tried field by field**, said by hand: Telemetry, Sidecar and EnvoyFilter are read and named as not translated by the
-embedded control plane, WasmPlugin closes what it applies to, BackendTLSPolicy is in force (ConfigMaps of roots are read from folders; in a cluster
-one that names them closes its Service), other kinds are unknown to it. Of MeshConfig only
-`extensionProviders` that authorize are read, other keys are named. The lower layer honours NetworkPolicy whole, and of Services ClusterIP, ports, EndpointSlices,
+**Not tried field by field**, said by hand: Sidecar and EnvoyFilter are read and named as not translated by the embedded control plane,
+WasmPlugin closes what it applies to, BackendTLSPolicy is in force (ConfigMaps of roots are read from folders; in a cluster
+one that names them closes its Service), other kinds are unknown to it. Of MeshConfig `extensionProviders` that authorize, log to a file or take spans by
+OTLP, `defaultProviders`, and `accessLogFile` with its format and encoding are read, other keys are named. The lower layer honours NetworkPolicy whole, and of Services ClusterIP, ports, EndpointSlices,
 `externalIPs`, LoadBalancer addresses, `internalTrafficPolicy`, session affinity and traffic distribution, node ports,
 `externalTrafficPolicy` with `healthCheckNodePort`, and `loadBalancerSourceRanges`.
 
@@ -31,7 +31,8 @@ Repeated below other fields and not listed twice: `spec.subsets[].trafficPolicy`
 ";
 
 /// Kind (or `*`), beginning of the path, why it means nothing here.
-const WITHOUT: [(&str, &str, &str); 22] = [
+const WITHOUT: [(&str, &str, &str); 23] = [
+    ("Telemetry", "spec.metrics[].reportingInterval", "metrics are those of the moment they are fetched"),
     ("ServiceEntry", "spec.location", "who is in the mesh is known of each workload, as in ambient mode"),
     ("ReferenceGrant", "spec.", "routes of Services need none, as with istiod: they are their own namespace's word"),
     ("Gateway", "spec.listeners[].tls.", "a waypoint has one listener, for HBONE"),

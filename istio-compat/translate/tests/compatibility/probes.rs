@@ -16,7 +16,7 @@ metadata: {name: other, labels: {kubernetes.io/metadata.name: other, stage: prod
 apiVersion: v1
 kind: ConfigMap
 metadata: {name: istio, namespace: istio-system}
-data: {mesh: "{extensionProviders: [{name: somebody, envoyExtAuthzGrpc: {service: b.shop.svc.cluster.local, port: 80}}]}"}
+data: {mesh: "{extensionProviders: [{name: somebody, envoyExtAuthzGrpc: {service: b.shop.svc.cluster.local, port: 80}}, {name: file, envoyFileAccessLog: {path: /dev/stderr}}, {name: otel, opentelemetry: {service: b.shop.svc.cluster.local, port: 80}}, {name: other, opentelemetry: {service: b.shop.svc.cluster.local, port: 90}}]}"}
 ---
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
@@ -169,6 +169,7 @@ pub(crate) fn base(field: &Field) -> Value {
             let ports = json!([{"number": 80, "name": "http", "protocol": "TCP"}]);
             json!({"hosts": ["s.example"], "addresses": ["240.1.0.1"], "resolution": "STATIC", "ports": ports, "endpoints": [{"address": "203.0.113.1"}]})
         }
+        "Telemetry" => json!({"targetRefs": [target]}),
         "WorkloadEntry" => json!({"address": "203.0.113.2", "labels": {"app": "vm"}}),
         other => panic!("no base for {other}"),
     }
@@ -262,7 +263,21 @@ const COMPANIONS: [(&str, &str, &[&str]); 41] = [
     ),
     ("spec.trafficPolicy.loadBalancer.warmup", r#"{"trafficPolicy":{"loadBalancer":{"simple":"ROUND_ROBIN"}}}"#, &[]),
 ];
-const MORE_COMPANIONS: [(&str, &str, &[&str]); 32] = [
+const MORE_COMPANIONS: [(&str, &str, &[&str]); 38] = [
+    ("Telemetry spec.targetRef", r#"{"accessLogging":[{"providers":[{"name":"file"}]}]}"#, &[]),
+    ("Telemetry spec.selector", r#"{"accessLogging":[{"providers":[{"name":"file"}]}]}"#, &["/targetRefs"]),
+    ("Telemetry spec.accessLogging[].", r#"{"accessLogging":[{"providers":[{"name":"file"}]}]}"#, &[]),
+    ("Telemetry spec.tracing[].", r#"{"tracing":[{"providers":[{"name":"otel"}]}]}"#, &[]),
+    (
+        "Telemetry spec.tracing[].customTags.*.environment.defaultValue",
+        r#"{"tracing":[{"customTags":{"app":{"environment":{"name":"E"}}}}]}"#,
+        &[],
+    ),
+    (
+        "Telemetry spec.tracing[].customTags.*.header.defaultValue",
+        r#"{"tracing":[{"customTags":{"app":{"header":{"name":"h"}}}}]}"#,
+        &[],
+    ),
     ("ServiceEntry spec.ports[].name", r#"{"ports":[{"protocol":"","name":"tcp"}]}"#, &["/endpoints"]),
     ("ServiceEntry spec.workloadSelector", "{}", &["/endpoints"]),
     (
@@ -538,7 +553,15 @@ const VALUES: [(&str, &str); 95] = [
     ("backendRef.port", "90"),
     ("namespace", r#""other""#),
 ];
-const MORE_VALUES: [(&str, &str); 34] = [
+const MORE_VALUES: [(&str, &str); 42] = [
+    ("accessLogging[].providers[].name", r#""envoy""#),
+    ("accessLogging[].match.mode", r#""CLIENT""#),
+    ("tracing[].match.mode", r#""CLIENT""#),
+    ("tracing[].providers[].name", r#""other""#),
+    ("overrides[].match.mode", r#""CLIENT""#),
+    ("enableIstioTags", "false"),
+    ("randomSamplingPercentage", "30"),
+    ("metrics[].providers[].name", r#""stackdriver""#),
     ("ServiceEntry spec.hosts[]", r#""x.example""#),
     ("ServiceEntry spec.addresses[]", r#""240.1.0.9""#),
     ("ServiceEntry spec.exportTo[]", r#"".""#),

@@ -11,6 +11,8 @@ const FILES: &[&str] = &[
     "envoy/config/listener/v3/listener.proto",
     "envoy/config/cluster/v3/cluster.proto",
     "envoy/config/endpoint/v3/endpoint.proto",
+    "envoy/config/trace/v3/opentelemetry.proto",
+    "envoy/extensions/access_loggers/file/v3/file.proto",
     "envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.proto",
     "envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.proto",
     "envoy/extensions/filters/network/rbac/v3/rbac.proto",
@@ -40,6 +42,7 @@ const FILES: &[&str] = &[
     "envoy/extensions/network/dns_resolver/cares/v3/cares_dns_resolver.proto",
     "envoy/extensions/path/match/uri_template/v3/uri_template_match.proto",
     "ip.proto",
+    "stats.proto",
     "typed_struct.proto",
     "istio/workload.proto",
     "istio/authorization.proto",
@@ -116,20 +119,31 @@ const UNORDERED: &[&str] = &[
     "passthrough_metadata",
 ];
 
-/// Members that concern telemetry only and that no data plane of ours reads.
-const DROPPED: &[&str] = &["tracing", "disable_mx"];
+/// Members that no data plane of ours reads.
+const DROPPED: &[&str] = &["disable_mx"];
+
+/// Istio's metrics, which our engine has without being told.
+const STATISTICS: &str = "type.googleapis.com/stats.PluginConfig";
 
 fn normalised(value: Value) -> Value {
     match value {
         Value::Object(members) => {
-            let unknown = |name: &str, value: &Value| name == "locality" && *value == Value::Object(Map::new());
-            let dropped = |name: &str, value: &Value| DROPPED.contains(&name) || unknown(name, value);
+            // An empty place, and what is to be done with spans that go nowhere: as good as nothing.
+            let empty = |name: &str, value: &Value| match name {
+                "locality" => *value == Value::Object(Map::new()),
+                "tracing" => value.get("provider").is_none(),
+                _ => false,
+            };
+            let dropped = |name: &str, value: &Value| DROPPED.contains(&name) || empty(name, value);
             let kept = members.into_iter().filter(|(name, value)| !dropped(name, value));
             let mut out: Map<String, Value> = Map::new();
             for (name, value) in kept {
                 let mut value = normalised(value);
                 if let ("ranges", Value::Array(list)) = (name.as_str(), &mut value) {
                     list.retain(|range| !is_left_out(range));
+                }
+                if let ("http_filters" | "filters", Value::Array(list)) = (name.as_str(), &mut value) {
+                    list.retain(|filter| filter["typed_config"]["@type"] != STATISTICS);
                 }
                 if let ("range_matchers", Value::Array(list)) = (name.as_str(), &mut value) {
                     list.retain(|matcher| matcher["ranges"].as_array().is_some_and(|ranges| !ranges.is_empty()));
