@@ -12,7 +12,7 @@ mod waypoint;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use comfy_table::Table;
 
 use crate::measure::{Sample, median, wrk};
@@ -26,20 +26,27 @@ struct Arguments {
     command: Command,
 }
 
+/// What wrk does to each variant.
+#[derive(Args, Clone, Copy)]
+struct Load {
+    /// Seconds of load in each run.
+    #[arg(long, default_value_t = 5)]
+    seconds: u32,
+    /// Keep-alive connections of the load generator.
+    #[arg(long, default_value_t = 64)]
+    connections: u32,
+    /// Runs of each variant.
+    #[arg(long, default_value_t = 3)]
+    runs: u32,
+}
+
 #[derive(Subcommand)]
 enum Command {
     /// HTTP/1.1 through one worker each of Strata's engine, Envoy, nginx and HAProxy: a header route and a
     /// 90/10 split to two upstreams.
     Http {
-        /// Seconds of load in each run.
-        #[arg(long, default_value_t = 5)]
-        seconds: u32,
-        /// Keep-alive connections of the load generator.
-        #[arg(long, default_value_t = 64)]
-        connections: u32,
-        /// Runs of each variant.
-        #[arg(long, default_value_t = 3)]
-        runs: u32,
+        #[command(flatten)]
+        load: Load,
         /// The engine under test; found beside this program by default.
         #[arg(long)]
         engine: Option<PathBuf>,
@@ -47,15 +54,8 @@ enum Command {
     /// HTTP from HBONE to plaintext and to HBONE through a waypoint of one worker, Strata's and Envoy, with the same xDS
     /// resources: a header route and a 90/10 split to two upstreams.
     Waypoint {
-        /// Seconds of load in each run.
-        #[arg(long, default_value_t = 5)]
-        seconds: u32,
-        /// Keep-alive connections of the load generator, each a tunnel.
-        #[arg(long, default_value_t = 64)]
-        connections: u32,
-        /// Runs of each way.
-        #[arg(long, default_value_t = 3)]
-        runs: u32,
+        #[command(flatten)]
+        load: Load,
     },
     /// Round trips and throughput between pods: plain veth, DIRECT, node proxy, HBONE. Needs root. Run it under
     /// `taskset -c 0`: waking a second, idle virtual CPU costs more than what is measured.
@@ -78,14 +78,15 @@ enum Command {
 
 fn main() -> Result<()> {
     match Arguments::parse().command {
-        Command::Http { seconds, connections, runs, engine } => http(seconds, connections, runs, engine),
-        Command::Waypoint { seconds, connections, runs } => waypoint::run(seconds, connections, runs),
+        Command::Http { load, engine } => http(load, engine),
+        Command::Waypoint { load } => waypoint::run(load),
         Command::L4 { runs } => l4::run(runs),
         Command::Control { pods, runs } => control::run(&pods, runs),
     }
 }
 
-fn http(seconds: u32, connections: u32, runs: u32, engine: Option<PathBuf>) -> Result<()> {
+fn http(load: Load, engine: Option<PathBuf>) -> Result<()> {
+    let Load { seconds, connections, runs } = load;
     let folder = tempfile::tempdir()?;
     let engine = match engine {
         Some(engine) => engine,

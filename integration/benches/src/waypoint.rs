@@ -15,6 +15,7 @@ use compat_control::{Config, Control, Objects, State};
 use compat_translate::{MeshOptions, translate};
 use l7_identity::{CaClient, CaConfig, IdentityManager};
 
+use crate::Load;
 use crate::measure::{Sample, median, require, wait_for, wrk};
 use crate::peers::{self, Peer};
 
@@ -44,7 +45,8 @@ struct Way {
     port: u16,
 }
 
-pub(crate) fn run(seconds: u32, connections: u32, runs: u32) -> Result<()> {
+pub(crate) fn run(load: Load) -> Result<()> {
+    let Load { seconds, connections, runs } = load;
     let bench = Bench::start()?;
     let _upstreams = peers::upstreams_at(bench.folder.path(), &[TUNNELLED, PLAIN].concat())?;
     let waypoints = [bench.strata()?, bench.envoy()?];
