@@ -34,7 +34,7 @@ key() { for word; do if [ -f "$word" ]; then cat "$word"; else echo "$word"; fi;
 compile() {
   local module=$1 log=$cluster/log/$1.log
   shift
-  (cd "$here/go/$module" && GOGC=400 go build -v -gcflags=all=-dwarf=false "$@" 2>&1) | tee "$log" |
+  (cd "$here/go/$module" && GOGC=400 go build -v -buildvcs=false -gcflags=all=-dwarf=false "$@" 2>&1) | tee "$log" |
     awk '/^go: downloading/ { next } { if (++n % 250 == 0) print "    " n " packages compiled"; fflush() }' || { tail -20 "$log" >&2; return 1; }
 }
 
