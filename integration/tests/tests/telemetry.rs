@@ -51,7 +51,7 @@ kind: Telemetry
 metadata: {name: seen, namespace: shop}
 spec:
   targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: waypoint}]
-  accessLogging: [{providers: [{name: requests}]}]
+  accessLogging: [{providers: [{name: requests}], filter: {expression: \"!('x-quiet' in request.headers)\"}}]
   tracing: [{providers: [{name: otel}], randomSamplingPercentage: 100, customTags: {team: {literal: {value: payments}}}}]
 ";
 
@@ -105,6 +105,14 @@ fn a_telemetry_resource_turns_logs_and_spans_on_and_off() {
     assert_eq!(span["attributes"]["team"], "payments");
     assert_eq!(span["attributes"]["istio.namespace"], "shop");
     assert!(span["attributes"]["istio.source_workload"].as_str().unwrap().starts_with("checkout"), "{span}");
+
+    // Traced, and not logged.
+    let quiet = lab.call("shop/checkout-1", &[&format!("{PAYMENTS}/quiet"), "--timeout", "2s", "-H", "x-quiet: yes"]);
+    assert_eq!(quiet.unwrap().ok, 1);
+    ask(&shop, "/after");
+    lab.wait_until("both requests' spans", LIMIT, || !spans("/quiet").is_empty() && !logged("/after").is_empty())
+        .unwrap();
+    assert!(logged("/quiet").is_empty());
 
     lab.edit("telemetry.yaml", "# nothing\n").unwrap();
     let quiet = lab.wait_until("nothing to be logged", LIMIT, || {

@@ -1,5 +1,6 @@
 //! Access logs: compiled formats and filters, written by one thread per file.
 
+mod expression;
 mod writer;
 
 use serde_json::{Map, Value};
@@ -7,6 +8,7 @@ use xds_model::envoy::telemetry::{AccessLog, AccessLogFilter, AccessLogFormat, A
 
 use crate::format::{Format, FormatError};
 use crate::record::Record;
+use expression::Expression;
 use writer::Writer;
 pub(crate) use writer::Writers;
 
@@ -18,8 +20,16 @@ const DEFAULT_FORMAT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGI
 /// One access log, ready to write.
 pub struct AccessLogger {
     shape: Shape,
-    filter: Option<AccessLogFilter>,
+    filter: Option<Filter>,
     writer: Option<Writer>,
+}
+
+/// Which requests are logged.
+enum Filter {
+    Plain(AccessLogFilter),
+    Expression(Expression),
+    And(Vec<Filter>),
+    Or(Vec<Filter>),
 }
 
 enum Shape {
@@ -44,13 +54,13 @@ impl AccessLogger {
                 (Shape::Text(Format::parse("")?), None)
             }
         };
-        Ok(Self { shape, filter: config.filter.clone(), writer })
+        Ok(Self { shape, filter: config.filter.as_ref().map(Filter::compile), writer })
     }
 
     /// Writes the record's line unless the filter leaves it out.
     pub fn log(&self, record: &Record<'_>) {
         let Some(writer) = &self.writer else { return };
-        if self.filter.as_ref().is_some_and(|filter| !passes(filter, record)) {
+        if self.filter.as_ref().is_some_and(|filter| !filter.passes(record)) {
             return;
         }
         let mut line = String::with_capacity(512);
@@ -105,6 +115,38 @@ impl Node {
     }
 }
 
+impl Filter {
+    /// An expression that cannot be read leaves nothing out: a log that is too long misses nothing.
+    fn compile(filter: &AccessLogFilter) -> Self {
+        match filter {
+            AccessLogFilter::And(all) => Self::And(all.iter().map(Self::compile).collect()),
+            AccessLogFilter::Or(any) => Self::Or(any.iter().map(Self::compile).collect()),
+            AccessLogFilter::Cel(text) => match Expression::compile(text) {
+                Ok(expression) => Self::Expression(expression),
+                Err(error) => {
+                    tracing::warn!(
+                        expression = text,
+                        error,
+                        "an access log's filter cannot be read: everything is logged"
+                    );
+                    Self::Plain(AccessLogFilter::Unsupported(text.clone()))
+                }
+            },
+            plain => Self::Plain(plain.clone()),
+        }
+    }
+
+    fn passes(&self, record: &Record<'_>) -> bool {
+        match self {
+            Self::Plain(filter) => passes(filter, record),
+            Self::Expression(expression) => expression.holds(record),
+            Self::And(all) => all.iter().all(|filter| filter.passes(record)),
+            Self::Or(any) => any.iter().any(|filter| filter.passes(record)),
+        }
+    }
+}
+
+/// Of one that holds no others.
 fn passes(filter: &AccessLogFilter, record: &Record<'_>) -> bool {
     let status = u32::from(record.status);
     match filter {
@@ -116,9 +158,11 @@ fn passes(filter: &AccessLogFilter, record: &Record<'_>) -> bool {
             record.flags.texts().any(|flag| wanted.iter().any(|wanted| wanted == flag))
         }
         AccessLogFilter::DurationAtLeastMs(bound) => record.duration.as_millis() >= u128::from(*bound),
-        AccessLogFilter::NotHealthCheck | AccessLogFilter::Cel(_) | AccessLogFilter::Unsupported(_) => true,
-        AccessLogFilter::And(all) => all.iter().all(|filter| passes(filter, record)),
-        AccessLogFilter::Or(any) => any.iter().any(|filter| passes(filter, record)),
+        AccessLogFilter::NotHealthCheck
+        | AccessLogFilter::Cel(_)
+        | AccessLogFilter::And(_)
+        | AccessLogFilter::Or(_)
+        | AccessLogFilter::Unsupported(_) => true,
     }
 }
 

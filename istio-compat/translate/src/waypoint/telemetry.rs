@@ -50,6 +50,14 @@ const DRY_RUN: [(&str, &str); 4] = [
 /// One object in force, with its name.
 type InForce<'t> = (ObjectKey, &'t Telemetry);
 
+/// A provider that is to log.
+struct Logged<'t> {
+    /// Who named it; `None`: the mesh configuration.
+    asked: Option<ObjectKey>,
+    /// CEL.
+    filter: Option<&'t str>,
+}
+
 /// What of tracing is said, all told.
 struct Traced<'t> {
     providers: Vec<String>,
@@ -92,35 +100,33 @@ impl Builder<'_, '_> {
     /// Where the requests or connections of a target are written down.
     pub(super) fn access_logs(&self, target: &Target<'_>) -> Vec<accesslog::AccessLog> {
         let in_force = self.telemetry(target);
-        let mut wanted: BTreeMap<String, Option<ObjectKey>> =
-            self.mesh.providers.defaults().access_logging.iter().map(|name| (name.clone(), None)).collect();
+        let defaults = self.mesh.providers.defaults().access_logging.iter();
+        let mut wanted: BTreeMap<String, Logged<'_>> =
+            defaults.map(|name| (name.clone(), Logged { asked: None, filter: None })).collect();
         for (key, object) in &in_force {
-            let entries = object.spec.access_logging.iter().enumerate();
-            let entries: Vec<_> = entries.filter(|(_, entry)| of_servers(entry.selector)).collect();
+            let entries = object.spec.access_logging.iter();
+            let entries: Vec<_> = entries.filter(|entry| of_servers(entry.selector)).collect();
             let names = |providers: &[ProviderRef]| providers.iter().map(|p| p.name.clone()).collect::<Vec<_>>();
             let before: Vec<String> = wanted.keys().cloned().collect();
             // Whoever names providers replaces those named before.
-            if entries.iter().any(|(_, entry)| !entry.providers.is_empty() && entry.disabled != Some(true)) {
+            if entries.iter().any(|entry| !entry.providers.is_empty() && entry.disabled != Some(true)) {
                 wanted.clear();
             }
-            for (index, entry) in entries {
+            for entry in entries {
+                let filter = entry.filter.as_ref().map(|filter| filter.expression.as_str());
                 let named = if entry.providers.is_empty() { before.clone() } else { names(&entry.providers) };
                 for name in named {
                     match entry.disabled {
                         Some(true) => drop(wanted.remove(&name)),
-                        _ => drop(wanted.insert(name, Some(key.clone()))),
+                        _ => drop(wanted.insert(name, Logged { asked: Some(key.clone()), filter })),
                     }
-                }
-                if entry.filter.is_some() {
-                    let reason = "expressions are not evaluated: everything is logged";
-                    self.warning(key, &format!("spec.accessLogging[{index}].filter"), reason);
                 }
             }
         }
-        let log = |(name, asked): (String, Option<ObjectKey>)| match self.mesh.providers.logger(&name) {
-            Ok(log) => Some(access_log(log)),
+        let log = |(name, logged): (String, Logged<'_>)| match self.mesh.providers.logger(&name) {
+            Ok(log) => Some(access_log(log, logged.filter)),
             Err(reason) => {
-                self.unserved(asked, "accessLogging", &reason);
+                self.unserved(logged.asked, "accessLogging", &reason);
                 None
             }
         };
@@ -236,7 +242,7 @@ fn of_servers(selector: Option<ModeSelector>) -> bool {
     selector.is_none_or(|selector| selector.mode != WorkloadMode::Client)
 }
 
-fn access_log(log: &FileLog) -> accesslog::AccessLog {
+fn access_log(log: &FileLog, filter: Option<&str>) -> accesslog::AccessLog {
     let format = match (&log.log_format.labels, &log.log_format.text) {
         (Some(labels), _) => Format::JsonFormat(labels_of(labels)),
         (None, given) => {
@@ -259,9 +265,20 @@ fn access_log(log: &FileLog) -> accesslog::AccessLog {
     };
     accesslog::AccessLog {
         name: "envoy.access_loggers.file".into(),
+        filter: filter.map(expression),
         config_type: Some(ConfigType::TypedConfig(any(&config))),
-        ..Default::default()
     }
+}
+
+fn expression(text: &str) -> accesslog::AccessLogFilter {
+    use accesslog::{access_log_filter::FilterSpecifier, extension_filter};
+    let filter =
+        ext::access_loggers::filters::cel::v3::ExpressionFilter { expression: text.to_owned(), ..Default::default() };
+    let filter = accesslog::ExtensionFilter {
+        name: "envoy.access_loggers.extension_filters.cel".into(),
+        config_type: Some(extension_filter::ConfigType::TypedConfig(any(&filter))),
+    };
+    accesslog::AccessLogFilter { filter_specifier: Some(FilterSpecifier::ExtensionFilter(filter)) }
 }
 
 fn labels_of(labels: &serde_json::Map<String, Json>) -> Struct {

@@ -43,12 +43,21 @@ fn default_line_and_json_reach_the_file() {
 
 #[test]
 fn filters_decide() {
+    let passes = |filter: AccessLogFilter, record: &Record<'_>| Filter::compile(&filter).passes(record);
     with_record(|record| {
-        assert!(passes(&AccessLogFilter::StatusAtLeast(400), &record));
-        assert!(!passes(&AccessLogFilter::StatusAtMost(400), &record));
-        assert!(passes(&AccessLogFilter::ResponseFlags(vec!["UF".into()]), &record));
-        assert!(!passes(&AccessLogFilter::ResponseFlags(vec!["NR".into()]), &record));
+        assert!(passes(AccessLogFilter::StatusAtLeast(400), &record));
+        assert!(!passes(AccessLogFilter::StatusAtMost(400), &record));
+        assert!(passes(AccessLogFilter::ResponseFlags(vec!["UF".into()]), &record));
+        assert!(!passes(AccessLogFilter::ResponseFlags(vec!["NR".into()]), &record));
         let both = vec![AccessLogFilter::StatusEqual(503), AccessLogFilter::DurationAtLeastMs(2)];
-        assert!(!passes(&AccessLogFilter::And(both.clone()), &record) && passes(&AccessLogFilter::Or(both), &record));
+        assert!(!passes(AccessLogFilter::And(both.clone()), &record) && passes(AccessLogFilter::Or(both), &record));
+        let failed = AccessLogFilter::Cel("response.code >= 500".into());
+        assert!(passes(failed.clone(), &record));
+        assert!(!passes(AccessLogFilter::And(vec![failed, AccessLogFilter::StatusEqual(200)]), &record));
+        assert!(!passes(AccessLogFilter::Cel("response.code < 500".into()), &record));
+        assert!(
+            passes(AccessLogFilter::Cel("response.code <".into()), &record),
+            "what cannot be read leaves nothing out"
+        );
     });
 }

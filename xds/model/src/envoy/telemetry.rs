@@ -46,7 +46,7 @@ pub enum AccessLogFilter {
     NotHealthCheck,
     And(Vec<AccessLogFilter>),
     Or(Vec<AccessLogFilter>),
-    /// A CEL text; not evaluated, everything is logged.
+    /// A CEL text.
     Cel(String),
     /// Known by name, not evaluated: everything is logged.
     Unsupported(String),

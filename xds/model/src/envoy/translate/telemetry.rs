@@ -6,6 +6,7 @@ use xds_proto::envoy::envoy::config::core::v3 as core;
 use xds_proto::envoy::envoy::config::core::v3::http_uri;
 use xds_proto::envoy::envoy::config::trace::v3 as trace;
 use xds_proto::envoy::envoy::extensions::access_loggers::file::v3 as file;
+use xds_proto::envoy::envoy::extensions::access_loggers::filters::cel::v3 as cel;
 use xds_proto::envoy::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use xds_proto::envoy::envoy::r#type::tracing::v3 as tag;
 
@@ -101,7 +102,10 @@ fn log_filter(message: wire::AccessLogFilter, report: &mut Report) -> AccessLogF
         Some(FilterSpecifier::NotHealthCheckFilter(_)) => AccessLogFilter::NotHealthCheck,
         Some(FilterSpecifier::AndFilter(filter)) => AccessLogFilter::And(all(filter.filters, report)),
         Some(FilterSpecifier::OrFilter(filter)) => AccessLogFilter::Or(all(filter.filters, report)),
-        Some(FilterSpecifier::ExtensionFilter(filter)) => unsupported(&filter.name, report),
+        Some(FilterSpecifier::ExtensionFilter(filter)) => match expression(&filter) {
+            Some(text) => AccessLogFilter::Cel(text),
+            None => unsupported(&filter.name, report),
+        },
         Some(FilterSpecifier::TraceableFilter(_)) => unsupported("traceable_filter", report),
         Some(FilterSpecifier::RuntimeFilter(_)) => unsupported("runtime_filter", report),
         Some(FilterSpecifier::HeaderFilter(_)) => unsupported("header_filter", report),
@@ -110,6 +114,14 @@ fn log_filter(message: wire::AccessLogFilter, report: &mut Report) -> AccessLogF
         Some(FilterSpecifier::LogTypeFilter(_)) => unsupported("log_type_filter", report),
         None => unsupported("without a specifier", report),
     }
+}
+
+/// The text of a CEL filter.
+fn expression(filter: &wire::ExtensionFilter) -> Option<String> {
+    let Some(wire::extension_filter::ConfigType::TypedConfig(any)) = &filter.config_type else { return None };
+    let is_cel = type_name(&any.type_url) == "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter";
+    let found: cel::ExpressionFilter = is_cel.then(|| unpack(any).ok())??;
+    Some(found.expression)
 }
 
 /// Tracing of an HTTP chain.
