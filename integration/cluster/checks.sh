@@ -14,8 +14,8 @@ sandbox() {
   local namespace=$1 pair
   shift
   kubectl get namespace "$namespace" > /dev/null 2>&1 || kubectl create namespace "$namespace" > /dev/null
-  # Without it pods are refused, and a controller-manager that has just elected itself takes seconds to make it.
-  eventually kubectl -n "$namespace" get serviceaccount default
+  # Without it pods are refused. A controller-manager looks for an API server that was away (scene 14) at longer and longer intervals.
+  wait_for 120 "the namespace's service account" kubectl -n "$namespace" get serviceaccount default
   for pair; do
     kubectl -n "$namespace" apply -f - > /dev/null <<YAML
 apiVersion: v1

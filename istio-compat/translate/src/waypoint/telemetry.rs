@@ -145,7 +145,8 @@ impl Builder<'_, '_> {
             custom: None,
         };
         for (key, object) in &in_force {
-            for entry in object.spec.tracing.iter().filter(|entry| of_servers(entry.selector)) {
+            let entries = object.spec.tracing.iter().enumerate();
+            for (index, entry) in entries.filter(|(_, entry)| of_servers(entry.selector)) {
                 if !entry.providers.is_empty() {
                     traced.providers = entry.providers.iter().map(|provider| provider.name.clone()).collect();
                     traced.object = Some(key.clone());
@@ -159,7 +160,7 @@ impl Builder<'_, '_> {
                     ("disableContextPropagation", entry.disable_context_propagation.is_some()),
                 ] {
                     if asked {
-                        self.warning(key, &format!("spec.tracing[0].{field}"), "is not looked at");
+                        self.warning(key, &format!("spec.tracing[{index}].{field}"), "is not looked at");
                     }
                 }
             }
