@@ -87,8 +87,9 @@ fn a_telemetry_resource_turns_logs_and_spans_on_and_off() {
         of_path(&printed, |span| span["attributes"]["http.url"].as_str(), path)
     };
     let arrived = lab.wait_until("a line and a span", LIMIT, || {
-        ask(&shop, "/first");
-        !logged("/first").is_empty() && !spans("/first").is_empty()
+        // The pods are being enrolled, the waypoint begins to serve: a request may find neither.
+        let asked = lab.call("shop/checkout-1", &[&format!("{PAYMENTS}/first"), "--timeout", "2s"]);
+        asked.is_ok_and(|call| call.ok == 1) && !logged("/first").is_empty() && !spans("/first").is_empty()
     });
     assert!(
         arrived.is_ok(),
