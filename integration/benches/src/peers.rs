@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use crate::measure::{require, wait_for};
 
 /// Addresses of the two upstream versions (engine.yaml has the same).
-const UPSTREAMS: [&str; 2] = ["127.0.0.1:19001", "127.0.0.2:19001"];
+const UPSTREAMS: [&str; 2] = ["127.0.0.1", "127.0.0.2"];
 const UPSTREAM_PORT: u16 = 19001;
 
 /// A running process, killed with its children when dropped.
@@ -54,7 +54,7 @@ impl Drop for Peer {
 
 /// Two upstreams that answer 1 KiB, in one nginx.
 pub(crate) fn upstreams(folder: &Path) -> Result<Peer> {
-    upstreams_at(folder, &["127.0.0.1", "127.0.0.2"])
+    upstreams_at(folder, &UPSTREAMS)
 }
 
 /// Upstreams at these addresses, versions v1 and v2 in turn.
@@ -80,7 +80,7 @@ pub(crate) fn strata(program: &Path, port: u16) -> Result<Peer> {
 
 /// nginx as the proxy.
 pub(crate) fn nginx_proxy(folder: &Path, port: u16) -> Result<Peer> {
-    let [v1, v2] = UPSTREAMS;
+    let [v1, v2] = UPSTREAMS.map(|address| format!("{address}:{UPSTREAM_PORT}"));
     let config = format!(
         "upstream v1 {{ server {v1}; keepalive 64; }}\nupstream v2 {{ server {v2}; keepalive 64; }}\n\
          split_clients $request_id $split {{ 90% v1; * v2; }}\nmap $http_x_user $target {{ jason v2; default $split; }}\n\
@@ -104,7 +104,7 @@ fn nginx(folder: &Path, name: &'static str, port: u16, servers: &str) -> Result<
 /// HAProxy as the proxy.
 pub(crate) fn haproxy(folder: &Path, port: u16) -> Result<Peer> {
     let config = folder.join("haproxy.cfg");
-    let [v1, v2] = UPSTREAMS;
+    let [v1, v2] = UPSTREAMS.map(|address| format!("{address}:{UPSTREAM_PORT}"));
     let text = format!(
         "global\n nbthread 1\n maxconn 4096\ndefaults\n mode http\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n \
          option http-keep-alive\n http-reuse always\nfrontend in\n bind 127.0.0.1:{port}\n \
@@ -152,7 +152,7 @@ fn envoy_config(port: u16) -> String {
         r#"{{"static_resources": {{"listeners": [{{"address": {}, "filter_chains": [{{"filters": [{{"name": "hcm", "typed_config": {manager}}}]}}]}}],
         "clusters": [{}, {}]}}}}"#,
         address("127.0.0.1", port),
-        cluster("v1", "127.0.0.1"),
-        cluster("v2", "127.0.0.2")
+        cluster("v1", UPSTREAMS[0]),
+        cluster("v2", UPSTREAMS[1])
     )
 }

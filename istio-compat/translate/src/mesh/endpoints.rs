@@ -48,18 +48,13 @@ pub(crate) fn connect(
     workloads: &mut BTreeMap<String, Workload>,
 ) {
     let by_label = ByLabel::new(workloads);
-    let mut memberships = Vec::new();
-    for (key, service) in services.iter_mut() {
-        let selected: Vec<&Workload> = by_label.selected(service).collect();
-        for workload in selected {
-            let ports = target_ports(service, workload);
-            service.endpoints.push(member(service, workload, &ports));
-            memberships.push((workload.uid.clone(), key, ports));
-        }
-    }
-    for (uid, key, ports) in memberships {
-        if let Some(workload) = workloads.get_mut(&uid) {
-            workload.services.insert(key.clone(), ports);
+    let of = |service: &Service| by_label.selected(service).map(|workload| workload.uid.clone()).collect::<Vec<_>>();
+    let selected: Vec<Vec<String>> = services.values().map(of).collect();
+    for ((key, service), uids) in services.iter_mut().zip(selected) {
+        for uid in uids {
+            if let Some(workload) = workloads.get_mut(&uid) {
+                add(key, service, workload);
+            }
         }
     }
     for slice in objects.endpoint_slices() {
@@ -71,11 +66,10 @@ pub(crate) fn connect(
     }
 }
 
-/// Makes a workload an endpoint of a service.
-pub(super) fn join(key: &str, service: &mut Service, workload: &mut Workload) {
+/// Makes a workload an endpoint of a service, on the ports that both know.
+pub(super) fn add(key: &str, service: &mut Service, workload: &mut Workload) {
     let ports = target_ports(service, workload);
-    service.endpoints.push(member(service, workload, &ports));
-    workload.services.insert(key.to_owned(), ports);
+    join(key, service, workload, ports);
 }
 
 fn target_ports(service: &Service, workload: &Workload) -> Vec<(u16, u16)> {
@@ -91,13 +85,14 @@ fn target_ports(service: &Service, workload: &Workload) -> Vec<(u16, u16)> {
     service.ports.iter().filter_map(|port| Some((port.number, target(port)?))).collect()
 }
 
-fn member(service: &Service, workload: &Workload, ports: &[(u16, u16)]) -> Endpoint {
-    Endpoint {
+fn join(key: &str, service: &mut Service, workload: &mut Workload, ports: Vec<(u16, u16)>) {
+    service.endpoints.push(Endpoint {
         uid: workload.uid.clone(),
         addresses: workload.addresses.clone(),
         ports: ports.iter().copied().collect(),
         healthy: workload.healthy || service.publish_not_ready,
-    }
+    });
+    workload.services.insert(key.to_owned(), ports);
 }
 
 /// Endpoints of a service without a selector. One that names a pod is that pod; others are workloads of their own.
@@ -147,8 +142,7 @@ fn from_slice(
                 ..Workload::default()
             });
             if !workload.services.contains_key(key) {
-                service.endpoints.push(member(service, workload, &ports));
-                workload.services.insert(key.to_owned(), ports.clone());
+                join(key, service, workload, ports.clone());
             }
         }
     }

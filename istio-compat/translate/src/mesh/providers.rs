@@ -33,15 +33,21 @@ pub(crate) struct Defaults {
 
 /// A service or a file outside, by `meshConfig.extensionProviders[]`.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Provider {
-    /// `envoyExtAuthzHttp`
-    Http(Http),
-    /// `envoyExtAuthzGrpc`
-    Grpc(Grpc),
+enum Provider {
+    Authorizer(Authorizer),
     /// `envoyFileAccessLog`
     Log(FileLog),
     /// `opentelemetry`
     Trace(Collector),
+}
+
+/// Who is asked whether a request may pass.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Authorizer {
+    /// `envoyExtAuthzHttp`
+    Http(Http),
+    /// `envoyExtAuthzGrpc`
+    Grpc(Grpc),
 }
 
 /// Where and how requests are written down.
@@ -243,10 +249,10 @@ impl Providers {
     ///
     /// # Errors
     /// Why there is none.
-    pub(crate) fn authorizer(&self, name: &str) -> Result<&Provider, String> {
+    pub(crate) fn authorizer(&self, name: &str) -> Result<&Authorizer, String> {
         self.of_kind(name, "authorizes", |provider| match provider {
-            Provider::Http(_) | Provider::Grpc(_) => Some(provider),
-            Provider::Log(_) | Provider::Trace(_) => None,
+            Provider::Authorizer(authorizer) => Some(authorizer),
+            _ => None,
         })
     }
 
@@ -281,8 +287,8 @@ impl Providers {
 
 type Reader = fn(Value) -> Result<Provider, serde_json::Error>;
 const READERS: [(&str, Reader); 4] = [
-    ("envoyExtAuthzHttp", |value| serde_json::from_value(value).map(Provider::Http)),
-    ("envoyExtAuthzGrpc", |value| serde_json::from_value(value).map(Provider::Grpc)),
+    ("envoyExtAuthzHttp", |value| serde_json::from_value(value).map(Authorizer::Http).map(Provider::Authorizer)),
+    ("envoyExtAuthzGrpc", |value| serde_json::from_value(value).map(Authorizer::Grpc).map(Provider::Authorizer)),
     ("envoyFileAccessLog", |value| serde_json::from_value(value).map(Provider::Log)),
     ("opentelemetry", |value| serde_json::from_value(value).map(Provider::Trace)),
 ];
@@ -292,12 +298,12 @@ fn built_in(config: &MeshConfig) -> Result<Provider, String> {
     let (format, file) = (&config.access_log_format, &config.access_log_file);
     let path = if file.is_empty() { standard_output() } else { file.clone() };
     let log_format = match (config.access_log_encoding.as_str(), format.as_str()) {
-        (_, "") if config.access_log_encoding != "JSON" => LogFormat::default(),
         ("JSON", "") => LogFormat { labels: Some(default_labels()), text: None },
         ("JSON", format) => LogFormat {
             labels: Some(serde_json::from_str(format).map_err(|error| format!("accessLogFormat is no JSON: {error}"))?),
             text: None,
         },
+        (_, "") => LogFormat::default(),
         (_, format) => LogFormat { text: Some(format.to_owned()), labels: None },
     };
     Ok(Provider::Log(FileLog { path, log_format, omit_empty_values: false }))
@@ -372,7 +378,7 @@ extensionProviders:
 defaultConfig: {whatever: 1}
 ",
         );
-        let Ok(Provider::Grpc(good)) = found.authorizer("good") else { panic!("{found:?}") };
+        let Ok(Authorizer::Grpc(good)) = found.authorizer("good") else { panic!("{found:?}") };
         assert_eq!((good.timeout().as_millis(), good.status_on_error, good.fail_open), (2500, Some(503), false));
         assert!(found.authorizer("misspelt").unwrap_err().contains("failopen"));
         assert!(found.authorizer("status").unwrap_err().contains("statusOnError"));

@@ -13,6 +13,7 @@ use super::services::{Resolution, Service};
 use super::waypoints::{self, Traffic, Waypoint, WaypointKey};
 use super::workloads::{Identity, Origin, Workload, canonical};
 use super::{Locality, endpoints};
+use crate::node::block;
 use crate::{Faults, MeshOptions};
 
 /// Sockets of the file system.
@@ -37,7 +38,7 @@ pub(super) fn add_services(
         let waypoint = waypoints::bound(objects, waypoints, &**entry, &object, Traffic::Service, faults);
         let mut given: Vec<IpNet> = Vec::new();
         for (index, address) in entry.spec.addresses.iter().enumerate() {
-            let Some(block) = block(address) else { continue };
+            let Ok(block) = block(address) else { continue };
             // A block around one is no harm: the longest prefix counts.
             match owners.get(&block) {
                 Some(owner) => {
@@ -103,10 +104,6 @@ fn resolution(spec: &ServiceEntrySpec) -> Resolution {
     }
 }
 
-fn block(text: &str) -> Option<IpNet> {
-    text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
-}
-
 fn port(port: &istio::ServicePort) -> ServicePort {
     let target = if port.target_port == 0 { port.number } else { port.target_port };
     ServicePort {
@@ -148,7 +145,7 @@ pub(super) fn add_workloads(
             for host in hosts {
                 let key = format!("{}/{host}", entry.namespace());
                 if let Some(service) = services.get_mut(&key).filter(|service| service.object == object) {
-                    endpoints::join(&key, service, &mut workload);
+                    endpoints::add(&key, service, &mut workload);
                 }
             }
             workloads.insert(workload.uid.clone(), workload);

@@ -9,7 +9,7 @@ use compat_objects::{HasMeta, Kind, ObjectKey};
 use super::Builder;
 use super::access::conditions::{self, Layer};
 use super::access::{Target, deny_all, message};
-use crate::mesh::providers::{Body, Grpc, Http, Provider};
+use crate::mesh::providers::{Authorizer, Body, Grpc, Http};
 use crate::pb::{self, any, core, exact, ext, http_filter, listener, matcher, network_filter, prefix, rbac, suffix};
 use ext::filters::http::ext_authz::v3 as ext_authz;
 use ext::filters::network::http_connection_manager::v3 as hcm;
@@ -94,18 +94,16 @@ impl Builder<'_, '_> {
         vec![rbac_filter(None, Some(rules)), http_filter("envoy.filters.http.ext_authz", any(&config))]
     }
 
-    fn config(&self, provider: &Provider) -> Result<ext_authz::ExtAuthz, String> {
+    fn config(&self, provider: &Authorizer) -> Result<ext_authz::ExtAuthz, String> {
         match provider {
-            Provider::Http(provider) => {
+            Authorizer::Http(provider) => {
                 let (host, cluster) = self.provider_cluster(&provider.service, provider.port)?;
                 Ok(http(provider, &host, cluster))
             }
-            Provider::Grpc(provider) => {
+            Authorizer::Grpc(provider) => {
                 let (host, cluster) = self.provider_cluster(&provider.service, provider.port)?;
                 Ok(grpc(provider, host, cluster))
             }
-            // Nobody asks them whether a request may pass.
-            Provider::Log(_) | Provider::Trace(_) => Err("does not authorize".to_owned()),
         }
     }
 
