@@ -3,7 +3,7 @@
 .PHONY: help setup bpf build demo test lint bench clean cluster cluster-demo cluster-images cluster-down test-cluster
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
+export PATH := $(PATH):$(HOME)/.cargo/bin
 DEMO ?=
 
 help: ## list the targets

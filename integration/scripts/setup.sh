@@ -26,7 +26,7 @@ fi
 packages=(ca-certificates curl gcc g++ libc6-dev make pkg-config iproute2 iputils-ping nftables tcpdump procps openssl util-linux
           rustc-web cargo-web rust-web-src llvm-22-dev libpolly-22-dev libzstd-dev zlib1g-dev)
 [ "${1:-}" = bench ] && packages+=(nginx-light haproxy wrk iperf3 nghttp2-client python3-pip python3-venv)
-[ "${1:-}" = cluster ] && packages+=(binutils iptables python3 python3-pip python3-yaml)
+[ "${1:-}" = cluster ] && packages+=(binutils iptables python3 python3-pip python3-yaml unzip)
 missing=()
 for package in "${packages[@]}"; do
   dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
@@ -51,14 +51,6 @@ if ! "$HOME/.cargo/bin/bpf-linker" --version 2>/dev/null | grep -q '0\.13\.0'; t
   say "building bpf-linker (one to three minutes, once)"
   (cd / && LLVM_PREFIX=/usr/lib/llvm-22 LIBRARY_PATH=/usr/lib/llvm-22/lib \
     cargo install --quiet bpf-linker --version 0.13.0 --no-default-features --features llvm-22)
-fi
-
-# --- Go -----------------------------------------------------------------------------------------------------------
-# Not installed here: Debian's is too old for Kubernetes, and a toolchain from elsewhere is the user's choice.
-if [ "${1:-}" = cluster ]; then
-  command -v go >/dev/null || die "the cluster needs Go 1.26 or later, and there is no go in PATH: https://go.dev/dl"
-  version=$(go env GOVERSION); version=${version#go}
-  printf '1.26\n%s\n' "$version" | sort -V -C || die "the cluster needs Go 1.26 or later, $(command -v go) is $version: https://go.dev/dl"
 fi
 
 # --- benchmark peers ----------------------------------------------------------------------------------------------
