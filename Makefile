@@ -1,6 +1,6 @@
 # Strata. `make demo` shows the mesh at work on real traffic, `make test` runs every test.
 # Both set up what is missing themselves; they need root and Linux >= 5.15.
-.PHONY: help setup bpf build demo test lint bench clean cluster cluster-demo cluster-images cluster-down test-cluster
+.PHONY: help setup bpf build demo test lint bench clean cluster cluster-demo cluster-images cluster-down test-offline test-cluster
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -40,8 +40,11 @@ cluster: build ## a real Kubernetes cluster on this machine, with Istio and Stra
 cluster-demo: cluster ## play the scenes on the cluster (DEMO="--scene 5" for one)
 	@. integration/cluster/env.sh && target/debug/strata demo --cluster $(DEMO)
 
-test-cluster: build ## the scenes as tests on a real cluster, brought up and taken away; needs root
+test-offline: build ## the chart and what else needs the cluster's programs but no cluster; needs root
 	@integration/scripts/setup.sh cluster
+	@integration/cluster/offline.sh
+
+test-cluster: test-offline ## the same, and the scenes as tests on a real cluster, brought up and taken away; needs root
 	@integration/cluster/test.sh
 
 cluster-images: build ## bring what was just built to the running cluster's nodes

@@ -27,6 +27,8 @@ for profile in "$CHART"/profiles/*.yaml; do
   render "$CHART" "$OUT/$name-all.yaml" -f "$profile" "${ALL_ON[@]}" || fault "profile $name does not render with everything on"
 done
 render "$CHART" "$OUT/crl-all.yaml" "${ALL_ON[@]}" "${OUTSIDE[@]}" --set mesh.crl.enabled=true,mesh.shortcut=off
+render "$CHART" "$OUT/embedded-secrets.yaml" -f "$CHART/profiles/own-cni-embedded.yaml" --set 'control.secretNamespaces={shop,bank}'
+render "$CHART" "$OUT/embedded-secrets-all.yaml" -f "$CHART/profiles/own-cni-embedded.yaml" --set 'control.secretNamespaces={shop,*}'
 # Only the chart's own version differs: no pod may be replaced for it.
 cp -r "$CHART" "$OUT/next"; sed -i 's/^version: .*/version: 99.0.0/' "$OUT/next/Chart.yaml"
 render "$CHART" "$OUT/before"; render "$OUT/next" "$OUT/after"
@@ -43,6 +45,7 @@ refused "name another control plane" --set profile.controlPlane=embedded,mesh.xd
 refused "name another control plane" --set profile.controlPlane=embedded,mesh.revision=canary
 refused "layers.application is false and profile.controlPlane is embedded" --set profile.controlPlane=embedded,layers.application=false
 refused "/control/replicas" --set control.replicas=0
+refused "/control/secretNamespaces/0" --set 'control.secretNamespaces={Shop}'
 refused "k8sServiceHost and k8sServicePort go together" --set k8sServiceHost=10.0.0.1
 refused "k8sServiceHost and k8sServicePort go together" --set k8sServicePort=6443
 refused "a Service: it must be reachable before Services work" --set k8sServiceHost=kubernetes.default.svc,k8sServicePort=443
@@ -82,9 +85,13 @@ CLUSTERWIDE = {("", "pods"), ("", "nodes"), ("", "namespaces"), ("", "services")
                ("networking.k8s.io", "networkpolicies"), ("events.k8s.io", "events")}
 # In istiod's place: what it reads, and what it writes besides.
 CONTROL = "strata-control"
+# Only where the administrator says so, and bound there alone.
+SECRETS = f"{CONTROL}-secrets"
+SECRETS_BOUND = {"embedded-secrets-all.yaml": [("ClusterRoleBinding", None)],
+                 "embedded-secrets.yaml": [("RoleBinding", "bank"), ("RoleBinding", "shop")]}
 READ = {"get", "list", "watch"}
 CONTROL_READS = {
-    "": {"namespaces", "nodes", "pods", "services", "serviceaccounts"},
+    "": {"namespaces", "nodes", "pods", "services", "serviceaccounts", "configmaps"},
     "discovery.k8s.io": {"endpointslices"},
     "gateway.networking.k8s.io": {"gatewayclasses", "gateways", "httproutes", "grpcroutes", "tcproutes", "tlsroutes",
                                   "referencegrants", "backendtlspolicies"},
@@ -94,8 +101,8 @@ CONTROL_READS = {
 }
 CONTROL_WRITES = [
     ({"authentication.k8s.io"}, {"tokenreviews"}, None, {"create"}),
-    ({""}, {"configmaps"}, {"istio-ca-root-cert"}, READ | {"create", "patch"}),
-    ({""}, {"configmaps"}, {"istio"}, READ),
+    ({"authorization.k8s.io"}, {"subjectaccessreviews"}, None, {"create"}),
+    ({""}, {"configmaps"}, {"istio-ca-root-cert"}, {"create", "patch"}),
     ({""}, {"secrets"}, {"cacerts", "istio-ca-secret"}, {"get"}),
     ({""}, {"secrets"}, None, {"create"}),
     ({"gateway.networking.k8s.io"}, {"gatewayclasses"}, {"istio-waypoint"}, {"create", "patch"}),
@@ -172,6 +179,13 @@ def check_rbac(where, documents):
     for role in documents:
         if role["kind"] not in ("ClusterRole", "Role"):
             continue
+        if role["metadata"]["name"] == SECRETS:
+            if role["rules"] != [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["get", "list", "watch"]}]:
+                faults.append(f"{where}: {SECRETS} may {role['rules']}")
+            bound = sorted((b["kind"], b["metadata"].get("namespace")) for b in documents if b.get("roleRef", {}).get("name") == SECRETS)
+            if bound != SECRETS_BOUND.get(where):
+                faults.append(f"{where}: {SECRETS} is bound {bound}")
+            continue
         if role["metadata"]["name"] == CONTROL:
             for rule in role["rules"]:
                 check_control_rule(where, rule)
@@ -188,7 +202,7 @@ def check_rbac(where, documents):
                 faults.append(f"{where}: Role {role['metadata']['name']} is not bound to a name")
     for binding in documents:
         if binding["kind"].endswith("Binding") and "subjects" in binding:
-            if [s["name"] for s in binding["subjects"]] != [binding["metadata"]["name"]]:
+            if [s["name"] for s in binding["subjects"]] != [binding["metadata"]["name"].removesuffix("-secrets")]:
                 faults.append(f"{where}: {binding['kind']} {binding['metadata']['name']} is for {binding['subjects']}")
 
 def check_flags(where, container):
@@ -228,7 +242,7 @@ for path in files:
     context = job["containers"][0]["securityContext"]
     if not context["runAsNonRoot"] or context["capabilities"] != {"drop": ["ALL"]} or "volumes" in job:
         faults.append(f"{where}: {UNINSTALL} has more rights than it needs")
-if len(files) != 2 * len(glob.glob(f"{chart}/profiles/*.yaml")) + 1:
+if len(files) != 2 * len(glob.glob(f"{chart}/profiles/*.yaml")) + 3:
     faults.append(f"only {len(files)} renderings")
 
 templates = lambda path: {d["metadata"]["name"]: d["spec"]["template"] for d in load(path) if d["kind"] == "DaemonSet"}

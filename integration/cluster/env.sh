@@ -28,7 +28,7 @@ node_ip6() { printf 'fd00:99::%d' $((10 + $(printf '%d' "'$1") - 96)); }
 host_ip6=fd00:99::1
 
 export KUBECONFIG=$run/admin.kubeconfig
-export PATH=$cluster/bin:$PATH
+export PATH=$cluster/bin:$PATH:$HOME/.cargo/bin
 
 say() { printf '\033[1m==> %s\033[0m\n' "$*"; }
 note() { printf '    %s\n' "$*"; }

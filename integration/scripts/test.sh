@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every test. What failed is told again at the end, shortly in the last lines, which is what CI keeps of a log.
+# test.sh [ARGS...]: every test, or those that these arguments of `cargo test` choose. What failed is told again at the end, shortly in the last lines, which is what CI keeps of a log.
 # With STRATA_TEST_AGAIN=1, as in .ci/run, a target that failed is played once more, alone, and called UNSTEADY if it passes then:
 # machines of CI stop for seconds. A target that fails twice fails the run.
 set -uo pipefail
@@ -12,7 +12,7 @@ failures() { awk '/^failures:$/ { inside = 1 } inside { print } /^test result: F
 targets() { sed -nE 's/^ +`(.*)`$/\1/p' "$log" | sed -E 's/^-p [^ ]+ --test/--workspace --test/'; }
 shortly() { grep -A1 'panicked at' | cut -c1-250 | head -8; }
 
-run --workspace && exit
+run --workspace "$@" && exit
 first=$(failures)
 mapfile -t failed < <(targets)
 outcome=failed
@@ -20,7 +20,7 @@ if [ "${STRATA_TEST_AGAIN:-}" = 1 ] && [ ${#failed[@]} -gt 0 ] && [ ${#failed[@]
   outcome=unsteady
   for target in "${failed[@]}"; do
     # shellcheck disable=SC2086  # The target's arguments.
-    run $target || outcome=failed
+    run $target "$@" || outcome=failed
   done
 fi
 printf '\n==== what failed ====\n%s\n==== shortly ====\n' "$first"

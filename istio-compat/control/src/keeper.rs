@@ -51,8 +51,9 @@ impl Keeper {
         }
         second.faults = faults;
         second.statuses = output.statuses;
-        // Keys of what was asked for are fetched on, or it could never come into force.
+        // Keys and objects that were asked for are fetched on, or it could never come into force.
         second.jwks_uris.extend(output.jwks_uris);
+        second.referred.extend(output.referred);
         second
     }
 }

@@ -5,6 +5,7 @@
 mod accounts;
 pub mod ca;
 mod cluster;
+mod grants;
 mod jwks;
 mod keeper;
 mod metrics;

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use compat_kubernetes::{AccessError, ApiServer, KubernetesSource, Scope, TokenReviewer};
+use compat_kubernetes::{AccessError, AccessReviewer, ApiServer, KubernetesSource, Named, Scope, TokenReviewer};
 use compat_objects::source::{DirectorySource, Snapshot, SourceError};
 use compat_translate::{MeshOptions, MeshOutput};
 use strata_runtime::admin::Admin;
@@ -23,6 +23,7 @@ use xds_server::Clients;
 use crate::accounts::{Accounts, ClusterAccounts};
 use crate::ca::{Authority, CaError, CaService};
 use crate::cluster::{self, Cluster};
+use crate::grants::Grants;
 use crate::jwks::Fetcher;
 use crate::keeper::Keeper;
 use crate::metrics::Metrics;
@@ -97,21 +98,25 @@ impl Control {
         let metrics = Metrics::new(&registry, clients.clone());
         admin(&config, &state, clients, readiness.clone(), registry, &drain).await?;
 
-        let snapshots = match (&config.objects, &api) {
+        let source = match (&config.objects, &api) {
             (Objects::Kubernetes(_), Some(api)) => {
                 tracing::info!(server = api.address(), "objects come from the API server");
-                KubernetesSource::new(api.clone(), Scope::control_plane(&config.mesh.root_namespace)).watch()
+                let source = KubernetesSource::new(api.clone(), Scope::control_plane(&config.mesh.root_namespace));
+                ObjectSource { named: Some(source.named()), snapshots: source.watch() }
             }
-            (Objects::Folders(folders), _) => DirectorySource::new(folders.clone()).watch()?,
+            (Objects::Folders(folders), _) => {
+                ObjectSource { named: None, snapshots: DirectorySource::new(folders.clone()).watch()? }
+            }
             (Objects::Kubernetes(_), None) => return Err(ControlError::NoCluster),
         };
         let cluster = match (&config.state, &api) {
             (Store::Cluster(cluster), Some(api)) => {
+                task::spawn("grants", Grants::review(state.clone(), AccessReviewer::new(api), drain.clone()));
                 Some(Cluster::start(api, cluster.clone(), authority.root_pem().to_owned()))
             }
             _ => None,
         };
-        let work = follow(snapshots, config, state, cluster, metrics, ready, drain);
+        let work = follow(source, config, state, cluster, metrics, ready, drain);
         task::spawn("translate", work);
         Ok(Self { trigger, xds_addr, secure_addr, readiness })
     }
@@ -251,9 +256,16 @@ fn status(state: &State, clients: &[Clients], readiness: &Readiness) -> serde_js
     })
 }
 
+/// Where the objects come from.
+struct ObjectSource {
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// Where not all are read: those that are referred to.
+    named: Option<Named>,
+}
+
 /// Translates every snapshot of the sources.
 async fn follow(
-    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    ObjectSource { mut snapshots, named }: ObjectSource,
     config: Config,
     state: Arc<State>,
     mut cluster: Option<Cluster>,
@@ -298,6 +310,9 @@ async fn follow(
                 return;
             }
         };
+        if let Some(named) = &named {
+            named.set(&output.referred);
+        }
         jwks.wanted(&output.jwks_uris, &snapshot.objects);
         if let Some(cluster) = &mut cluster {
             cluster.follow(&snapshot.objects, &output);

@@ -16,6 +16,7 @@ use xds_server::{Node, Resource, Resources, Source};
 
 use crate::accounts::Accounts;
 use crate::cluster::waypoint::{self, GATEWAY_NAME};
+use crate::grants::{Grant, Grants};
 use crate::tokens::Holder;
 
 /// One translation, ready to be served.
@@ -35,6 +36,11 @@ struct WaypointView {
     clusters: Resources,
     endpoints: Resources,
     extensions: Resources,
+    /// Of `secrets` what everybody may see.
+    roots: Resources,
+    /// Roots and, if there are any, certificates with their keys.
+    secrets: Resources,
+    has_keys: bool,
 }
 
 impl View {
@@ -65,6 +71,7 @@ impl View {
             serde_json::json!({
                 "listeners": set(&waypoint.listeners), "clusters": set(&waypoint.clusters),
                 "endpoints": set(&waypoint.endpoints), "extensions": set(&waypoint.extensions),
+                "secrets": set(&waypoint.secrets),
             })
         };
         let waypoints: serde_json::Map<String, serde_json::Value> =
@@ -78,6 +85,9 @@ impl View {
 impl WaypointView {
     fn next(&self, output: WaypointOutput) -> Self {
         Self {
+            has_keys: !output.certificates.is_empty(),
+            roots: self.roots.next(output.roots.clone()),
+            secrets: self.secrets.next(output.roots.into_iter().chain(output.certificates)),
             listeners: self.listeners.next(output.listeners),
             clusters: self.clusters.next(output.clusters),
             endpoints: self.endpoints.next(output.endpoints),
@@ -91,12 +101,14 @@ pub(crate) struct State {
     view: ArcSwap<View>,
     generation: watch::Sender<u64>,
     accounts: Accounts,
+    grants: Grants,
     trust_domain: String,
 }
 
 impl State {
     pub(crate) fn new(accounts: Accounts, trust_domain: String) -> Self {
-        Self { view: ArcSwap::default(), generation: watch::Sender::new(0), accounts, trust_domain }
+        let (view, generation, grants) = (ArcSwap::default(), watch::Sender::new(0), Grants::default());
+        Self { view, generation, accounts, grants, trust_domain }
     }
 
     pub(crate) fn view(&self) -> Arc<View> {
@@ -107,6 +119,10 @@ impl State {
         &self.accounts
     }
 
+    pub(crate) fn grants(&self) -> &Grants {
+        &self.grants
+    }
+
     pub(crate) fn trust_domain(&self) -> &str {
         &self.trust_domain
     }
@@ -114,6 +130,11 @@ impl State {
     /// Serves another view from now on.
     pub(crate) fn publish(&self, view: View) {
         self.view.store(Arc::new(view));
+        self.serve_anew();
+    }
+
+    /// Makes every stream look at what it is to be sent.
+    pub(crate) fn serve_anew(&self) {
         self.generation.send_modify(|generation| *generation += 1);
     }
 
@@ -231,19 +252,41 @@ impl State {
             (kind, _) => Err(Status::permission_denied(format!("this token is not for node type {kind}"))),
         }
     }
+
+    /// What a waypoint's account may have. Without a cluster nobody says which accounts may read Secrets: there it is the
+    /// one that has the name of its Gateway.
+    fn grant(&self, holder: Holder, node: &Node) -> Option<Arc<Grant>> {
+        let gateway = self.gateway(node, &NodeId::parse(&node.id)?)?;
+        let (namespace, gateway) = gateway.split_once('/')?;
+        let account = match holder {
+            Holder::ServiceAccount { namespace, name } => (namespace, name),
+            Holder::Node(_) => (namespace.to_owned(), gateway.to_owned()),
+        };
+        let allowed = matches!(self.accounts, Accounts::Files(_)) && account.1 == gateway;
+        Some(self.grants.of(account, allowed))
+    }
+}
+
+/// Who a client has shown to be.
+pub(crate) struct Caller {
+    /// None: no private keys are for it.
+    grant: Option<Arc<Grant>>,
 }
 
 impl Source for State {
+    type Caller = Caller;
+
     fn generation(&self) -> watch::Receiver<u64> {
         self.generation.subscribe()
     }
 
-    async fn authenticate(&self, metadata: &MetadataMap, node: &Node) -> Result<(), Status> {
+    async fn authenticate(&self, metadata: &MetadataMap, node: &Node) -> Result<Caller, Status> {
         let holder = self.holder(metadata).await?;
-        self.may_be(&holder, node)
+        self.may_be(&holder, node)?;
+        Ok(Caller { grant: self.grant(holder, node) })
     }
 
-    fn resources(&self, node: &Node, type_url: &str) -> Option<Resources> {
+    fn resources(&self, caller: &Caller, node: &Node, type_url: &str) -> Option<Resources> {
         let id = NodeId::parse(&node.id)?;
         let view = self.view.load();
         match (id.kind, type_url) {
@@ -259,6 +302,11 @@ impl Source for State {
                     type_url::CLUSTER => Some(waypoint.clusters.clone()),
                     type_url::ENDPOINT => Some(waypoint.endpoints.clone()),
                     type_url::EXTENSION => Some(waypoint.extensions.clone()),
+                    type_url::SECRET => {
+                        let grant = caller.grant.as_ref().filter(|_| waypoint.has_keys);
+                        let has_all = grant.is_some_and(|grant| self.grants.allows(grant));
+                        Some(if has_all { waypoint.secrets.clone() } else { waypoint.roots.clone() })
+                    }
                     _ => None,
                 }
             }

@@ -1,8 +1,9 @@
 //! The control plane as its clients see it: a real gRPC client over real ports, objects from a real folder.
 #[path = "support/certificates.rs"]
 mod certificates;
+#[path = "support/stream.rs"]
+mod stream;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,15 +11,11 @@ use certificates::{certificate, identity_of};
 use compat_control::{Config, Control, Objects, State};
 use compat_translate::MeshOptions;
 use prost::Message;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use stream::{Stream, waypoint, ztunnel};
+use tonic::Code;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig};
-use tonic::{Code, Request, Status, Streaming};
 use xds_proto::envoy::envoy::config::core::v3::Node;
 use xds_proto::envoy::envoy::config::listener::v3::Listener;
-use xds_proto::envoy::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-use xds_proto::envoy::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
-use xds_proto::envoy::google::protobuf::{Struct, Value, value::Kind};
 use xds_proto::type_url;
 
 /// Longer than anything here takes; only a hang reaches it.
@@ -120,74 +117,18 @@ async fn start(folder: &Path) -> Control {
     control
 }
 
-fn metadata(entries: &[(&str, &str)]) -> Option<Struct> {
-    let text = |value: &str| Value { kind: Some(Kind::StringValue(value.to_owned())) };
-    Some(Struct { fields: entries.iter().map(|(key, value)| ((*key).to_owned(), text(value))).collect() })
-}
-
-fn ztunnel(node: &str) -> Node {
-    Node {
-        id: "ztunnel~10.9.0.1~ztunnel-a.istio-system~istio-system.svc.cluster.local".into(),
-        metadata: metadata(&[("NODE_NAME", node), ("NAMESPACE", "istio-system")]),
-        ..Node::default()
-    }
-}
-
-fn waypoint(namespace: &str, account: &str) -> Node {
-    let mut node = Node {
-        id: format!("waypoint~10.8.1.60~waypoint-1.{namespace}~{namespace}.svc.cluster.local"),
-        metadata: metadata(&[("NAMESPACE", namespace), ("SERVICE_ACCOUNT", account)]),
-        ..Node::default()
-    };
-    let labels = metadata(&[("gateway.networking.k8s.io/gateway-name", "waypoint")]).unwrap();
-    let labels = Value { kind: Some(Kind::StructValue(labels)) };
-    node.metadata.as_mut().unwrap().fields.insert("LABELS".into(), labels);
-    node
-}
-
-/// A stream that subscribes to everything of one type, acknowledges, and remembers what it holds.
-struct Stream {
-    requests: mpsc::Sender<DeltaDiscoveryRequest>,
-    responses: Streaming<DeltaDiscoveryResponse>,
-    held: BTreeMap<String, Vec<u8>>,
-}
-
-impl Stream {
-    async fn open(channel: Channel, token: Option<&str>, node: Node, type_url: &str) -> Result<Self, Status> {
-        let (requests, outgoing) = mpsc::channel(8);
-        let first = DeltaDiscoveryRequest { node: Some(node), type_url: type_url.into(), ..Default::default() };
-        requests.send(first).await.unwrap();
-        let mut request = Request::new(ReceiverStream::new(outgoing));
-        if let Some(token) = token {
-            request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+/// The faults, once there is one with this text.
+async fn until_status(lab: &Lab, text: &str) -> String {
+    let faults = tokio::time::timeout(PATIENCE, async {
+        loop {
+            let faults = lab.status().await["faults"].to_string();
+            if faults.contains(text) {
+                return faults;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        let mut client = AggregatedDiscoveryServiceClient::new(channel);
-        let responses = client.delta_aggregated_resources(request).await?.into_inner();
-        let mut stream = Self { requests, responses, held: BTreeMap::new() };
-        stream.next().await?;
-        Ok(stream)
-    }
-
-    /// The names that came or went.
-    async fn next(&mut self) -> Result<Vec<String>, Status> {
-        let message = tokio::time::timeout(PATIENCE, self.responses.message()).await.expect("an answer")?;
-        let response = message.ok_or_else(|| Status::unavailable("stream ended"))?;
-        let ack = DeltaDiscoveryRequest {
-            type_url: response.type_url.clone(),
-            response_nonce: response.nonce,
-            ..Default::default()
-        };
-        self.requests.send(ack).await.unwrap();
-        let mut changed = response.removed_resources.clone();
-        for name in response.removed_resources {
-            self.held.remove(&name);
-        }
-        for resource in response.resources {
-            changed.push(resource.name.clone());
-            self.held.insert(resource.name, resource.resource.unwrap().value);
-        }
-        Ok(changed)
-    }
+    });
+    faults.await.unwrap_or_else(|_| panic!("no fault has {text:?}"))
 }
 
 /// The text of a listener, good enough to see which clusters its routes name.
@@ -238,16 +179,7 @@ async fn a_waypoint_gets_its_listeners_and_a_mistake_changes_nothing() {
         (CANARY.replace("host: reviews", "host: nobody"), "spec.http[1].route[0].destination.host"),
     ] {
         lab.write("canary.yaml", &bad);
-        let faults = tokio::time::timeout(PATIENCE, async {
-            loop {
-                let faults = lab.status().await["faults"].to_string();
-                if faults.contains(field) {
-                    return faults;
-                }
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        });
-        let faults = faults.await.unwrap_or_else(|_| panic!("no fault names {field}"));
+        let faults = until_status(&lab, field).await;
         assert!(faults.contains("VirtualService shop/reviews"), "{faults}");
         assert!(faults.contains("canary.yaml"), "{faults}");
     }
@@ -256,6 +188,67 @@ async fn a_waypoint_gets_its_listeners_and_a_mistake_changes_nothing() {
     assert_eq!(stream.next().await.unwrap(), ["main_internal"]);
     assert!(text_of(&stream).contains("kim") && !text_of(&stream).contains("jason"));
     assert_eq!(lab.status().await["faults"].to_string(), "[]");
+    lab.control.stop().await;
+}
+
+const TLS: &str = "
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: reviews, namespace: shop}
+spec: {host: reviews, trafficPolicy: {tls: {mode: MUTUAL, credentialName: reviews}}}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: cart, namespace: shop}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: unasked, namespace: shop}
+stringData: {cacert: x}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: reviews, namespace: shop}
+stringData:
+  cacert: &pem |
+    -----BEGIN CERTIFICATE-----
+    Uk9PVFM=
+    -----END CERTIFICATE-----
+  cert: *pem
+  key: |
+    -----BEGIN PRIVATE KEY-----
+    S0VZ
+    -----END PRIVATE KEY-----
+";
+
+#[tokio::test]
+async fn a_waypoint_gets_the_secrets_its_rules_name_and_only_its_own_account_gets_keys() {
+    let lab = Lab::start().await;
+    lab.write("tls.yaml", TLS);
+    let (roots, pair) = ("kubernetes://reviews-cacert", "kubernetes://reviews");
+    let open = async |account: &str| {
+        let token = lab.token(&format!("sa/shop/{account}"));
+        Stream::open(lab.plain().await, Some(&token), waypoint("shop", account), type_url::SECRET).await.unwrap()
+    };
+    let mut own = open("waypoint").await;
+    if own.held.is_empty() {
+        own.next().await.unwrap();
+    }
+    assert_eq!(own.held.keys().collect::<Vec<_>>(), [pair, roots]);
+    // Somebody else of the namespace sees what is public.
+    assert_eq!(open("cart").await.held.keys().collect::<Vec<_>>(), [roots]);
+    let dump = strata_runtime::client::get_json(&lab.folder.path().join("run/control.sock"), "/config_dump").await;
+    let dump = dump.unwrap().to_string();
+    assert!(dump.contains(pair) && !dump.contains("S0VZ"), "{dump}");
+    // A Secret that is spoilt stays in force as it was; one that is gone is gone.
+    lab.write("tls.yaml", &TLS.replace("S0VZ", "%%"));
+    until_status(&lab, "Secret shop/reviews: data: key is no private key in PEM").await;
+    assert_eq!(open("waypoint").await.held.len(), 2);
+    lab.write("tls.yaml", TLS.split("---\napiVersion: v1\nkind: Secret").next().unwrap());
+    own.next().await.unwrap();
+    assert!(own.held.is_empty(), "{:?}", own.held.keys());
+    until_status(&lab, "DestinationRule shop/reviews: spec.trafficPolicy.tls.credentialName: Secret shop/reviews")
+        .await;
     lab.control.stop().await;
 }
 

@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "support modules are shared by tests")]
 #[path = "support/certificates.rs"]
 mod certificates;
+#[path = "support/stream.rs"]
+mod stream;
 #[path = "../../kubernetes/tests/cluster/support.rs"]
 mod support;
 
@@ -13,14 +15,19 @@ use certificates::{certificate, identity_of};
 use compat_control::{Access, ClusterConfig, Config, Control, Objects, State, WaypointConfig};
 use compat_objects::core::{ConfigMap, Namespace, Pod, Secret, Service, ServiceAccount};
 use compat_objects::k8s_openapi::api::apps::v1::Deployment;
+use compat_objects::k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use compat_translate::MeshOptions;
-use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
+use kube::api::{
+    Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use stream::Stream;
 use support::Cluster;
 use tonic::Code;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig};
+use xds_proto::type_url;
 
 /// Longer than anything here takes; only a hang reaches it.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -78,8 +85,10 @@ impl World {
         let client = cluster.client().await.unwrap();
         let world = World { cluster, client };
         for kind in ["gatewayclasses", "gateways", "httproutes"] {
-            world.crd(&format!("gateway.networking.k8s.io_{kind}.yaml")).await;
+            let file = world.cluster.gateway_crds().join(format!("gateway.networking.k8s.io_{kind}.yaml"));
+            world.crd(&file, &format!("{kind}.gateway.networking.k8s.io")).await;
         }
+        world.crd(&world.cluster.istio_crds(), "destinationrules.networking.istio.io").await;
         for namespace in [SYSTEM, "shop"] {
             world.create(&Api::<Namespace>::all(world.client.clone()), json!({"metadata": {"name": namespace}})).await;
         }
@@ -110,13 +119,14 @@ impl World {
         api.create(&PostParams::default(), &object).await.unwrap()
     }
 
-    async fn crd(&self, file: &str) {
-        let text = std::fs::read_to_string(self.cluster.gateway_crds().join(file)).unwrap();
+    /// Installs the one of this name.
+    async fn crd(&self, file: &Path, name: &str) {
+        let text = std::fs::read_to_string(file).unwrap();
         let objects = serde_saphyr::from_multiple::<Value>(&text).unwrap();
         let resource =
             ApiResource::from_gvk(&GroupVersionKind::gvk("apiextensions.k8s.io", "v1", "CustomResourceDefinition"));
         let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource);
-        for object in objects {
+        for object in objects.into_iter().filter(|object| object["metadata"]["name"] == name) {
             self.create(&api, object).await;
         }
     }
@@ -162,6 +172,7 @@ async fn in_istiods_place() {
     tokens_are_the_api_servers(&world, &control, &root).await;
     waypoints_are_deployed(&world).await;
     what_is_somebody_elses_stays(&world).await;
+    secrets_are_for_those_who_may_read_them(&world, &control, &root).await;
     control.stop().await;
     // The next one signs with the same root.
     let control = start(&world.cluster, folder.path()).await;
@@ -335,4 +346,50 @@ async fn what_is_somebody_elses_stays(world: &World) {
     assert!(message.starts_with("Deployment shop/ledger: "), "{message}");
     let kept = deployments.get("ledger").await.unwrap().spec.unwrap().template.spec.unwrap();
     assert_eq!(kept.containers[0].image.as_deref(), Some("theirs"));
+}
+
+async fn secrets_are_for_those_who_may_read_them(world: &World, control: &Control, root: &str) {
+    let pem = |kind: &str, base64: &str| format!("-----BEGIN {kind}-----\n{base64}\n-----END {kind}-----\n");
+    let (roots, key) = (pem("CERTIFICATE", "Uk9PVFM="), pem("PRIVATE KEY", "S0VZ"));
+    let pair = json!({"tls.crt": roots, "tls.key": key, "ca.crt": roots});
+    world.create(&world.api::<Secret>("shop"), json!({"metadata": {"name": "vault"}, "stringData": pair})).await;
+    let service = json!({
+        "metadata": {"name": "vault", "labels": {"istio.io/use-waypoint": "waypoint"}},
+        "spec": {"ports": [{"name": "http", "port": 80}]},
+    });
+    world.create(&world.api::<Service>("shop"), service).await;
+    let rule = json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "DestinationRule", "metadata": {"name": "vault"},
+        "spec": {"host": "vault", "trafficPolicy": {"tls": {"mode": "MUTUAL", "credentialName": "vault"}}},
+    });
+    let rules = GroupVersionKind::gvk("networking.istio.io", "v1", "DestinationRule");
+    let rules: Api<DynamicObject> = Api::namespaced_with(world.client.clone(), "shop", &ApiResource::from_gvk(&rules));
+    until("the kind to be served", async || rules.list(&ListParams::default()).await.ok()).await;
+    world.create(&rules, rule).await;
+
+    let token = world.token("shop", "waypoint", None, "istio-ca").await;
+    let channel = connect(control, root).await;
+    let node = stream::waypoint("shop", "waypoint");
+    let mut stream = Stream::open(channel, Some(&token), node, type_url::SECRET).await.unwrap();
+    while stream.held.is_empty() {
+        stream.next().await.unwrap();
+    }
+    assert_eq!(stream.held.keys().collect::<Vec<_>>(), ["kubernetes://vault-cacert"], "nobody has allowed the key");
+    let role = json!({"metadata": {"name": "secrets"}, "rules": [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["list"]}]});
+    world.create(&world.api::<Role>("shop"), role).await;
+    let binding = json!({
+        "metadata": {"name": "secrets"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "secrets"},
+        "subjects": [{"kind": "ServiceAccount", "name": "waypoint", "namespace": "shop"}],
+    });
+    world.create(&world.api::<RoleBinding>("shop"), binding).await;
+    assert_eq!(stream.next().await.unwrap(), ["kubernetes://vault"]);
+    // A new key reaches it as soon as it is there.
+    let renewed = json!({"stringData": {"tls.key": pem("PRIVATE KEY", "TkVX")}});
+    world.api::<Secret>("shop").patch("vault", &PatchParams::default(), &Patch::Merge(renewed)).await.unwrap();
+    assert_eq!(stream.next().await.unwrap(), ["kubernetes://vault"]);
+    assert!(String::from_utf8_lossy(&stream.held["kubernetes://vault"]).contains("TkVX"));
+    world.api::<Secret>("shop").delete("vault", &DeleteParams::default()).await.unwrap();
+    stream.next().await.unwrap();
+    assert!(stream.held.is_empty(), "{:?}", stream.held.keys());
 }

@@ -39,6 +39,10 @@ struct Item {
 #[derive(Debug)]
 struct State {
     kind: Kind,
+    /// What the stream shows, for people.
+    subject: String,
+    /// Nothing is known before this stream is.
+    needed: bool,
     items: BTreeMap<ObjectKey, Item>,
     faults: BTreeMap<ObjectKey, Vec<Fault>>,
     /// Seen since the list began; None: no list is under way.
@@ -51,23 +55,34 @@ struct State {
 /// Everything known of a scope.
 #[derive(Debug)]
 pub(crate) struct Known {
-    streams: Vec<State>,
+    /// By number.
+    streams: BTreeMap<usize, State>,
+    next: usize,
     set: ObjectSet,
     dirty: bool,
     generation: u64,
 }
 
 impl Known {
+    /// Knows nothing yet. The streams of the scope have numbers from 0 on.
     pub(crate) fn new(streams: &[Stream]) -> Known {
-        let state = |stream: &Stream| State {
-            kind: stream.kind,
-            items: BTreeMap::new(),
-            faults: BTreeMap::new(),
-            seen: None,
-            known: false,
-            trouble: None,
-        };
-        Known { streams: streams.iter().map(state).collect(), set: ObjectSet::default(), dirty: true, generation: 0 }
+        let (streams, next) = (streams.iter().map(State::of_scope).enumerate().collect(), streams.len());
+        Known { streams, next, set: ObjectSet::default(), dirty: true, generation: 0 }
+    }
+
+    /// One object more, which nobody waits for. Returns its stream's number.
+    pub(crate) fn add(&mut self, key: &ObjectKey) -> usize {
+        let number = self.next;
+        self.next += 1;
+        self.streams.insert(number, State::new(key.kind, key.to_string(), false));
+        number
+    }
+
+    /// What only this stream showed is gone; changes of it that are still under way say nothing.
+    pub(crate) fn remove(&mut self, stream: usize) {
+        let Some(state) = self.streams.remove(&stream) else { return };
+        self.dirty |= !state.faults.is_empty() || state.trouble.is_some();
+        state.items.keys().for_each(|key| self.settle(key));
     }
 
     /// Whether the next snapshot differs from the last.
@@ -77,7 +92,7 @@ impl Known {
 
     /// Takes in a change of stream number `stream`. True if it was an object that said nothing new.
     pub(crate) fn take(&mut self, stream: usize, change: Change) -> bool {
-        let Some(state) = self.streams.get_mut(stream) else { return false };
+        let Some(state) = self.streams.get_mut(&stream) else { return false };
         match change {
             Change::Listing => state.seen = Some(BTreeSet::new()),
             Change::Seen(raw) => return self.see(stream, raw),
@@ -109,7 +124,7 @@ impl Known {
     }
 
     fn see(&mut self, stream: usize, raw: Raw) -> bool {
-        let state = &mut self.streams[stream];
+        let Some(state) = self.streams.get_mut(&stream) else { return false };
         if let Some(seen) = &mut state.seen {
             seen.insert(raw.key.clone());
         }
@@ -138,7 +153,7 @@ impl Known {
     }
 
     fn forget(&mut self, stream: usize, key: &ObjectKey) {
-        let state = &mut self.streams[stream];
+        let Some(state) = self.streams.get_mut(&stream) else { return };
         self.dirty |= state.faults.remove(key).is_some();
         if state.items.remove(key).is_some() {
             self.settle(key);
@@ -147,7 +162,8 @@ impl Known {
 
     /// Puts the version of an object that counts into the set.
     fn settle(&mut self, key: &ObjectKey) {
-        let shown = self.streams.iter().filter(|state| state.kind == key.kind).filter_map(|state| state.items.get(key));
+        let shown =
+            self.streams.values().filter(|state| state.kind == key.kind).filter_map(|state| state.items.get(key));
         // Two streams: the object moved from one to the other, and the other one has not told its end yet.
         let counts = shown.max_by_key(|item| item.age()).and_then(|item| item.object.as_ref());
         match (counts, self.set.get(key)) {
@@ -167,20 +183,20 @@ impl Known {
 
     /// Every stream that has to be was listed once.
     pub(crate) fn is_synced(&self) -> bool {
-        self.streams.iter().all(|state| state.known)
+        self.streams.values().all(|state| state.known || !state.needed)
     }
 
     /// The state of this moment. Before everything is known there are no objects: a part could be taken for the whole.
     pub(crate) fn snapshot(&mut self) -> Arc<Snapshot> {
         self.dirty = false;
         let synced = self.is_synced();
-        let mut faults: Vec<Fault> = self.streams.iter().filter_map(|state| state.outage(synced)).collect();
+        let mut faults: Vec<Fault> = self.streams.values().filter_map(|state| state.outage(synced)).collect();
         faults.dedup();
         if !synced {
             return Arc::new(Snapshot { generation: 0, synced, objects: ObjectSet::default(), faults });
         }
         self.generation += 1;
-        faults.extend(self.streams.iter().flat_map(|state| state.faults.values().flatten().cloned()));
+        faults.extend(self.streams.values().flat_map(|state| state.faults.values().flatten().cloned()));
         Arc::new(Snapshot { generation: self.generation, synced, objects: self.set.clone(), faults })
     }
 }
@@ -194,6 +210,15 @@ impl Item {
 }
 
 impl State {
+    fn of_scope(stream: &Stream) -> State {
+        State::new(stream.kind, format!("every {}", stream.kind), true)
+    }
+
+    fn new(kind: Kind, subject: String, needed: bool) -> State {
+        let (items, faults) = (BTreeMap::new(), BTreeMap::new());
+        State { kind, subject, needed, items, faults, seen: None, known: false, trouble: None }
+    }
+
     fn outage(&self, synced: bool) -> Option<Fault> {
         let reason = match (&self.trouble, self.known) {
             (Some(trouble), true) => format!("{trouble}; what was listed stays in force"),
@@ -201,7 +226,7 @@ impl State {
             (None, false) if !synced => "not listed yet".to_owned(),
             (None, _) => return None,
         };
-        Some(Fault::warning(format!("every {}", self.kind), "", reason))
+        Some(Fault::warning(self.subject.clone(), "", reason))
     }
 }
 

@@ -1,8 +1,13 @@
-//! Whose a service account's token is, as the API server says.
+//! Whose a service account's token is, and what an account may do, as the API server says.
 use std::time::Duration;
 
 use compat_objects::k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus, UserInfo};
+use compat_objects::k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
+};
 use kube::api::{Api, PostParams};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::access::ApiServer;
 use crate::backoff::told;
@@ -58,13 +63,56 @@ impl TokenReviewer {
         let audiences = Some(vec![self.audience.clone()]);
         let spec = TokenReviewSpec { token: token.to_owned(), audiences };
         let question = TokenReview { spec, ..TokenReview::default() };
-        let reviews: Api<TokenReview> = Api::all(self.api.client.clone());
-        let (params, unknown) = (PostParams::default(), ReviewError::Unknown);
-        let asked = tokio::time::timeout(PATIENCE, reviews.create(&params, &question)).await;
-        let answer = asked.map_err(|_| unknown(format!("no answer in {} s", PATIENCE.as_secs())))?;
-        let answer = answer.map_err(|error| unknown(told(&error)))?;
+        let answer = ask(&self.api, &question).await.map_err(ReviewError::Unknown)?;
         read(answer.status.unwrap_or_default(), &self.audience)
     }
+}
+
+/// Asks the API server (SubjectAccessReview of authorization.k8s.io/v1).
+#[derive(Debug, Clone)]
+pub struct AccessReviewer(ApiServer);
+
+impl AccessReviewer {
+    pub fn new(api: &ApiServer) -> AccessReviewer {
+        AccessReviewer(api.clone())
+    }
+
+    /// Whether a service account may list the Secrets of its namespace.
+    ///
+    /// # Errors
+    /// That nobody knows now, and why.
+    pub async fn may_list_secrets(&self, namespace: &str, account: &str) -> Result<bool, String> {
+        let wanted = ResourceAttributes {
+            namespace: Some(namespace.to_owned()),
+            verb: Some("list".to_owned()),
+            resource: Some("secrets".to_owned()),
+            ..ResourceAttributes::default()
+        };
+        let spec = SubjectAccessReviewSpec {
+            user: Some(format!("{USER}{namespace}:{account}")),
+            // What a token of the account would carry: roles may be bound to these.
+            groups: Some(vec![
+                "system:serviceaccounts".to_owned(),
+                format!("system:serviceaccounts:{namespace}"),
+                "system:authenticated".to_owned(),
+            ]),
+            resource_attributes: Some(wanted),
+            ..SubjectAccessReviewSpec::default()
+        };
+        let question = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
+        Ok(ask(&self.0, &question).await?.status.is_some_and(|status| status.allowed))
+    }
+}
+
+/// The answer is the question with its status.
+async fn ask<Q>(api: &ApiServer, question: &Q) -> Result<Q, String>
+where
+    Q: kube::Resource<DynamicType = ()> + Clone + Serialize + DeserializeOwned + std::fmt::Debug,
+{
+    let (reviews, params) = (Api::<Q>::all(api.client.clone()), PostParams::default());
+    let asked = tokio::time::timeout(PATIENCE, reviews.create(&params, question)).await;
+    let answer = asked.map_err(|_| format!("no answer in {} s", PATIENCE.as_secs()))?;
+    answer.map_err(|error| told(&error))
 }
 
 fn read(status: TokenReviewStatus, audience: &str) -> Result<Reviewed, ReviewError> {

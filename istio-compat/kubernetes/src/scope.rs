@@ -1,5 +1,5 @@
 //! What is watched.
-use compat_objects::Kind;
+use compat_objects::{Kind, ObjectKey};
 
 /// One list and watch: a kind, perhaps only some of its objects.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +24,12 @@ impl Stream {
         let native = matches!(kind.group(), "" | "discovery.k8s.io" | "networking.k8s.io");
         Stream { kind, fields: String::new(), labels: String::new(), namespace: None, optional: !native, urgent: false }
     }
+
+    /// One object of a namespace. Whoever may not read all may still be allowed to read this one.
+    pub fn of(key: &ObjectKey) -> Stream {
+        let fields = format!("metadata.name={}", escape(&key.name));
+        Stream { fields, namespace: Some(key.namespace.clone()), ..Stream::all(key.kind) }
+    }
 }
 
 /// All streams of a source. Streams of one kind are merged; where two show an object of one name, the newer one counts.
@@ -47,7 +53,8 @@ impl Scope {
     }
 
     /// What a control plane reads: every kind that means something to it. Of ConfigMaps that is only the mesh's, `istio` of
-    /// its root namespace; Secrets and NetworkPolicies are neither read nor asked permission for.
+    /// its root namespace, and no Secret: those that are referred to are read by name ([`crate::Named`]). NetworkPolicies
+    /// are the other layer's.
     pub fn control_plane(root_namespace: &str) -> Scope {
         let read = Kind::ALL.iter().filter(|kind| !matches!(kind, Kind::Secret | Kind::NetworkPolicy));
         let stream = |kind: &Kind| match kind {

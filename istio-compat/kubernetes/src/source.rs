@@ -1,17 +1,19 @@
 //! All streams of a scope as one watch channel of snapshots.
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use compat_objects::ObjectKey;
 use compat_objects::source::{DirectorySource, Snapshot};
 use strata_runtime::task;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use crate::access::ApiServer;
 use crate::known::{Change, Known};
-use crate::scope::Scope;
+use crate::scope::{Scope, Stream};
 use crate::stream::{self, Outlet};
 
 /// Changes that wait to be taken in; streams wait when it is full.
@@ -37,13 +39,37 @@ pub struct Counters {
 pub struct KubernetesSource {
     api: ApiServer,
     scope: Scope,
+    named: Named,
     counters: Arc<Counters>,
+}
+
+/// Objects that are read one by one, by name, besides those of the scope: what is there of them is in the snapshots, and
+/// nothing waits for them.
+#[derive(Debug, Clone, Default)]
+pub struct Named(watch::Sender<BTreeSet<ObjectKey>>);
+
+impl Named {
+    /// Reads these from now on, and no others.
+    pub fn set(&self, keys: &BTreeSet<ObjectKey>) {
+        self.0.send_if_modified(|held| {
+            let news = held != keys;
+            if news {
+                held.clone_from(keys);
+            }
+            news
+        });
+    }
 }
 
 impl KubernetesSource {
     /// A source over `scope`. Nothing is asked yet.
     pub fn new(api: ApiServer, scope: Scope) -> KubernetesSource {
-        KubernetesSource { api, scope, counters: Arc::default() }
+        KubernetesSource { api, scope, named: Named::default(), counters: Arc::default() }
+    }
+
+    /// What to name single objects by.
+    pub fn named(&self) -> Named {
+        self.named.clone()
     }
 
     pub fn counters(&self) -> Arc<Counters> {
@@ -57,46 +83,69 @@ impl KubernetesSource {
         let (publish, snapshots) = watch::channel(known.snapshot());
         let (urgent, urgent_queue) = mpsc::channel(QUEUE);
         let (rest, rest_queue) = mpsc::channel(QUEUE);
-        let mut streams = JoinSet::new();
+        let mut streams = Streams { api: self.api, tasks: JoinSet::new(), urgent, rest, named: BTreeMap::new() };
         for (number, stream) in self.scope.streams.into_iter().enumerate() {
-            let changes = if stream.urgent { urgent.clone() } else { rest.clone() };
-            streams.spawn(stream::run(self.api.clone(), stream, Outlet { number, changes }));
+            streams.start(number, stream);
         }
-        // A queue without a stream stays open, or it would look closed at once.
-        let open = (urgent, rest);
-        let counters = self.counters;
+        let (named, counters) = (self.named.0.subscribe(), self.counters);
+        // Or the channel would be closed where nobody ever names an object.
+        let open = self.named;
         task::spawn("kubernetes-source", async move {
-            let mut intake = Intake { known, urgent: urgent_queue, rest: rest_queue, counters };
-            intake.run(&publish).await;
-            // Ends the streams with it.
-            drop((streams, open));
+            let mut intake = Intake { known, streams, urgent: urgent_queue, rest: rest_queue, counters };
+            intake.run(&publish, named).await;
+            drop(open);
         });
         snapshots
+    }
+}
+
+/// The streams that run, until this is dropped.
+struct Streams {
+    api: ApiServer,
+    tasks: JoinSet<()>,
+    urgent: mpsc::Sender<(usize, Change)>,
+    rest: mpsc::Sender<(usize, Change)>,
+    /// Numbers of those that show one object.
+    named: BTreeMap<ObjectKey, (usize, AbortHandle)>,
+}
+
+impl Streams {
+    fn start(&mut self, number: usize, stream: Stream) -> AbortHandle {
+        let changes = if stream.urgent { self.urgent.clone() } else { self.rest.clone() };
+        self.tasks.spawn(stream::run(self.api.clone(), stream, Outlet { number, changes }))
     }
 }
 
 /// The one reader of all streams.
 struct Intake {
     known: Known,
+    streams: Streams,
     urgent: mpsc::Receiver<(usize, Change)>,
     rest: mpsc::Receiver<(usize, Change)>,
     counters: Arc<Counters>,
 }
 
 impl Intake {
-    async fn run(&mut self, publish: &watch::Sender<Arc<Snapshot>>) {
+    async fn run(&mut self, publish: &watch::Sender<Arc<Snapshot>>, mut named: watch::Receiver<BTreeSet<ObjectKey>>) {
         loop {
-            let next = tokio::select! {
+            tokio::select! {
                 biased;
                 () = publish.closed() => return,
-                next = self.next() => next,
-            };
-            let urgent = next.urgent;
-            self.take(next);
+                Ok(()) = named.changed() => {
+                    let wanted = named.borrow_and_update().clone();
+                    self.name(wanted);
+                }
+                next = self.next() => {
+                    let urgent = next.urgent;
+                    self.take(next);
+                    if self.known.is_dirty() {
+                        self.settle(urgent).await;
+                    }
+                }
+            }
             if !self.known.is_dirty() {
                 continue;
             }
-            self.settle(urgent).await;
             let snapshot = self.known.snapshot();
             let published = publish.send_if_modified(|current| {
                 // While lists are under way only the reasons to wait are news.
@@ -108,6 +157,26 @@ impl Intake {
             });
             self.counters.snapshots.fetch_add(published.into(), Ordering::Relaxed);
         }
+    }
+
+    /// Follows the objects named now.
+    fn name(&mut self, wanted: BTreeSet<ObjectKey>) {
+        let unnamed: Vec<ObjectKey> = self.streams.named.keys().filter(|key| !wanted.contains(*key)).cloned().collect();
+        for key in unnamed {
+            if let Some((number, task)) = self.streams.named.remove(&key) {
+                task.abort();
+                self.known.remove(number);
+            }
+        }
+        for key in wanted {
+            if !self.streams.named.contains_key(&key) {
+                let number = self.known.add(&key);
+                let task = self.streams.start(number, Stream::of(&key));
+                self.streams.named.insert(key, (number, task));
+            }
+        }
+        // What has ended was aborted here.
+        while self.streams.tasks.try_join_next().is_some() {}
     }
 
     /// Takes in what comes until it falls silent, but not for ever; an urgent change shortens the wait.

@@ -69,6 +69,8 @@ pub struct MeshOutput {
     pub faults: Vec<TranslationFault>,
     /// Every `jwksUri` in use; whoever calls fetches them for [`MeshOptions::jwks`].
     pub jwks_uris: BTreeSet<String>,
+    /// Every Secret and ConfigMap that some waypoint is to be sent a part of, whether it is there or not.
+    pub referred: BTreeSet<ObjectKey>,
 }
 
 /// What one waypoint is to know.
@@ -78,6 +80,10 @@ pub struct WaypointOutput {
     pub clusters: Resources,
     pub endpoints: Resources,
     pub extensions: Resources,
+    /// Secrets (SDS) with roots of other servers: public.
+    pub roots: Resources,
+    /// Secrets (SDS) with certificates and their private keys.
+    pub certificates: Resources,
 }
 
 /// One mistake in one object.

@@ -20,6 +20,7 @@ use xds_proto::type_url;
 
 use crate::mesh::{Mesh, Waypoint};
 use crate::{Faults, MeshOutput, WaypointOutput, wire};
+use clusters::Referred;
 
 /// One waypoint being translated.
 pub(crate) struct Builder<'m, 'o> {
@@ -29,6 +30,7 @@ pub(crate) struct Builder<'m, 'o> {
     /// Clusters of services this waypoint does not front that some route or provider leads to.
     pub(crate) outbound: RefCell<BTreeSet<Outbound>>,
     pub(crate) jwks_uris: RefCell<BTreeSet<String>>,
+    pub(crate) referred: RefCell<Referred>,
 }
 
 /// `outbound|PORT|SUBSET|HOST`.
@@ -49,8 +51,12 @@ pub(crate) fn build(mesh: &Mesh<'_>, output: &mut MeshOutput, faults: &mut Fault
             faults: RefCell::new(faults),
             outbound: RefCell::default(),
             jwks_uris: RefCell::default(),
+            referred: RefCell::default(),
         };
-        let found = builder.output();
+        let mut found = builder.output();
+        let referred = builder.referred.into_inner();
+        (found.roots, found.certificates) = (referred.roots, referred.certificates);
+        output.referred.extend(referred.objects);
         output.jwks_uris.extend(builder.jwks_uris.into_inner());
         output.waypoints.insert(key.to_string(), found);
     }

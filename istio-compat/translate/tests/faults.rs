@@ -1,6 +1,7 @@
 //! What mistakes lead to: which object and field is named, and that security objects close rather than open.
+use compat_objects::Kind;
 use compat_objects::source::DirectorySource;
-use compat_translate::{MeshOptions, MeshOutput, translate};
+use compat_translate::{MeshOptions, MeshOutput, ObjectKey, translate};
 use prost::Message;
 use xds_proto::istio::security::{Action, Authorization};
 use xds_proto::istio::workload as wds;
@@ -253,27 +254,48 @@ kind: BackendTLSPolicy
 metadata: {{name: p, namespace: shop}}
 spec: {{targetRefs: [{{group: \"\", kind: Service, name: a, sectionName: http}}], validation: {{hostname: a.example, {validation}}}}}
 ---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: a, namespace: shop}}
+spec: {{hosts: [a.outside], resolution: STATIC, ports: [{{number: 80, name: http, protocol: HTTP}}], endpoints: [{{address: 203.0.113.1}}]}}
+---
 apiVersion: v1
 kind: ConfigMap
 metadata: {{name: roots, namespace: shop}}
+data: {{ca.crt: \"{}\"}}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {{name: scribble, namespace: shop}}
 data: {{ca.crt: THE-ROOTS}}
-"
+",
+            pem("CERTIFICATE", "Uk9PVFM=")
         ))
     };
     let roots = |kind: &str, name: &str| format!("caCertificateRefs: [{{group: \"\", kind: {kind}, name: {name}}}]");
     let spoken = policy(&roots("ConfigMap", "roots"));
     assert!(spoken.faults.iter().all(|fault| !fault.to_string().contains("BackendTLSPolicy")), "{:?}", spoken.faults);
     let (http, open) = cluster(&spoken, HTTP);
-    assert!(open && http.contains("THE-ROOTS") && http.contains("a.example"), "{http}");
+    assert!(open && http.contains("configmap://shop/roots-cacert") && http.contains("a.example"), "{http}");
+    assert!(sent(&spoken, "configmap://shop/roots-cacert").contains("Uk9PVFM="));
+    let (entry, open) = cluster(&spoken, "inbound-vip|80|http|a.outside");
+    assert!(open && !entry.contains("UpstreamTlsContext"), "a ServiceEntry of the Service's name: {entry}");
     let (tcp, open) = cluster(&spoken, TCP);
     assert!(open && !tcp.contains("UpstreamTlsContext"), "another port than the policy's: {tcp}");
-    for (refs, expected) in [
-        (roots("ConfigMap", "gone"), "no ConfigMap shop/gone with ca.crt is known"),
-        (roots("Secret", "roots"), "Secret roots: only ConfigMaps are read"),
+    let refs = "BackendTLSPolicy shop/p: spec.validation.caCertificateRefs";
+    let closed = policy(&roots("Secret", "roots"));
+    assert_fault(&closed, &format!("{refs}: Secret roots: only ConfigMaps are read"));
+    assert_eq!((cluster(&closed, HTTP).1, cluster(&closed, TCP).1), (false, true));
+    // Waypoints send nothing before the roots have come.
+    for (name, expected) in [
+        ("gone", format!("{refs}: ConfigMap shop/gone is not known")),
+        ("scribble", "ConfigMap shop/scribble: data: ca.crt is no certificate in PEM".to_owned()),
     ] {
-        let closed = policy(&refs);
-        assert_fault(&closed, &format!("BackendTLSPolicy shop/p: spec.validation.caCertificateRefs: {expected}"));
-        assert_eq!((cluster(&closed, HTTP).1, cluster(&closed, TCP).1), (false, true));
+        let unsent = policy(&roots("ConfigMap", name));
+        assert_fault(&unsent, &expected);
+        assert!(cluster(&unsent, HTTP).0.contains(&format!("configmap://shop/{name}-cacert")));
+        assert!(unsent.waypoints["shop/w"].roots.is_empty());
+        assert!(unsent.referred.contains(&ObjectKey::new(Kind::ConfigMap, "shop", name)));
     }
 
     let rule = |tls: &str| {
@@ -286,12 +308,78 @@ spec: {{host: a, trafficPolicy: {{tls: {tls}}}}}
 "
         ))
     };
-    let closed = rule("{mode: SIMPLE, credentialName: psp}");
-    assert_fault(&closed, "DestinationRule shop/r: spec.trafficPolicy.tls.credentialName: Secrets are not sent");
+    let closed = rule("{mode: SIMPLE, credentialName: sds://x}");
+    assert_fault(
+        &closed,
+        "DestinationRule shop/r: spec.trafficPolicy.tls.credentialName: sds://x: only names of Secrets",
+    );
     assert!(!cluster(&closed, HTTP).1);
     let spoken = rule("{mode: SIMPLE, insecureSkipVerify: true, sni: x}");
     let (http, open) = cluster(&spoken, HTTP);
     assert!(open && http.contains("UpstreamTlsContext") && !http.contains("file-root"), "{http}");
+}
+
+/// One section of PEM, for a text in double quotes.
+fn pem(kind: &str, base64: &str) -> String {
+    format!("-----BEGIN {kind}-----\\n{base64}\\n-----END {kind}-----\\n")
+}
+
+/// A secret sent to the waypoint, as text.
+fn sent(output: &MeshOutput, name: &str) -> String {
+    let waypoint = &output.waypoints["shop/w"];
+    let found = waypoint.roots.get(name).or_else(|| waypoint.certificates.get(name));
+    String::from_utf8_lossy(&found.unwrap_or_else(|| panic!("{name} is not sent")).value).into_owned()
+}
+
+#[test]
+fn secrets_are_sent_as_istiod_finds_them() {
+    let (roots, chain, key) =
+        (pem("CERTIFICATE", "Uk9PVFM="), pem("CERTIFICATE", "Q0hBSU4="), pem("PRIVATE KEY", "S0VZ"));
+    let with = |mode: &str, secrets: &[(&str, &str)]| {
+        let rule = format!(
+            "
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: r, namespace: shop}}
+spec: {{host: a, trafficPolicy: {{tls: {{mode: {mode}, credentialName: psp}}}}}}
+"
+        );
+        let secret = |(name, data): &(&str, &str)| {
+            format!(
+                "---\napiVersion: v1\nkind: Secret\nmetadata: {{name: {name}, namespace: shop}}\nstringData: {{{data}}}\n"
+            )
+        };
+        output(&(rule + &secrets.iter().map(secret).collect::<String>()))
+    };
+    let (generic, typed) = (
+        format!("cacert: \"{roots}\", cert: \"{chain}\", key: \"{key}\""),
+        format!("tls.crt: \"{chain}\", tls.key: \"{key}\""),
+    );
+    let of_own = format!("ca.crt: \"{roots}\"");
+    for secrets in [vec![("psp", generic.as_str())], vec![("psp", &typed), ("psp-cacert", &of_own)]] {
+        let output = with("MUTUAL", &secrets);
+        assert!(output.faults.is_empty(), "{:?}", output.faults);
+        assert!(sent(&output, "kubernetes://psp-cacert").contains("Uk9PVFM="));
+        let certificate = sent(&output, "kubernetes://psp");
+        assert!(certificate.contains("Q0hBSU4=") && certificate.contains("S0VZ"));
+    }
+    // Whoever needs roots alone is sent no key.
+    let simple = with("SIMPLE", &[("psp", &generic)]);
+    assert_eq!((simple.waypoints["shop/w"].roots.len(), simple.waypoints["shop/w"].certificates.len()), (1, 0));
+    let missing = with("SIMPLE", &[]);
+    assert_fault(
+        &missing,
+        "DestinationRule shop/r: spec.trafficPolicy.tls.credentialName: Secret shop/psp is not known",
+    );
+    let names: Vec<&str> = missing.referred.iter().map(|key| key.name.as_str()).collect();
+    assert_eq!(names, ["psp", "psp-cacert"]);
+    for (data, expected) in [
+        ("other: x".to_owned(), "there are neither cert and key nor tls.crt and tls.key"),
+        (format!("tls.crt: \"{chain}\", tls.key: none"), "tls.key is no private key in PEM"),
+        (format!("cacert: \"{roots}\", crl: none"), "crl is no revocation list in PEM"),
+    ] {
+        assert_fault(&with("MUTUAL", &[("psp", &data)]), &format!("Secret shop/psp: data: {expected}"));
+    }
 }
 
 #[test]

@@ -43,6 +43,8 @@ impl Store {
 }
 
 impl Source for Store {
+    type Caller = ();
+
     fn generation(&self) -> watch::Receiver<u64> {
         self.generation.subscribe()
     }
@@ -53,7 +55,7 @@ impl Source for Store {
         Ok(())
     }
 
-    fn resources(&self, _node: &Node, type_url: &str) -> Option<Resources> {
+    fn resources(&self, _caller: &(), _node: &Node, type_url: &str) -> Option<Resources> {
         self.types.lock().unwrap().get(type_url).cloned()
     }
 }

@@ -24,17 +24,24 @@ use xds_proto::envoy::envoy::service::discovery::v3::{
 
 /// What is served, and to whom.
 pub trait Source: Send + Sync + 'static {
+    /// Who a client has shown to be.
+    type Caller: Send + Sync + 'static;
+
     /// Changes whenever any resource may have changed.
     fn generation(&self) -> watch::Receiver<u64>;
 
-    /// Whether the caller may open a stream as this node.
+    /// Who the caller is, if it may open a stream as this node.
     ///
     /// # Errors
     /// Sent to the client as they are: `Unauthenticated` or `PermissionDenied`, `Unavailable` if nobody knows now.
-    fn authenticate(&self, metadata: &MetadataMap, node: &Node) -> impl Future<Output = Result<(), Status>> + Send;
+    fn authenticate(
+        &self,
+        metadata: &MetadataMap,
+        node: &Node,
+    ) -> impl Future<Output = Result<Self::Caller, Status>> + Send;
 
-    /// What a node sees of a type; `None` if it is not served to it.
-    fn resources(&self, node: &Node, type_url: &str) -> Option<Resources>;
+    /// What a caller sees of a type as this node; `None` if it is not served to it.
+    fn resources(&self, caller: &Self::Caller, node: &Node, type_url: &str) -> Option<Resources>;
 }
 
 /// The service to add to a tonic server, and the view of its clients for status pages.

@@ -54,22 +54,29 @@ impl Subscription {
     }
 }
 
-pub(crate) struct Session<S> {
+pub(crate) struct Session<S: Source> {
     source: Arc<S>,
     clients: Clients,
     metadata: MetadataMap,
     peer: String,
-    node: Option<(Node, ClientHandle)>,
+    client: Option<Client<S::Caller>>,
     /// In the order the client asked, which is the order pushes go out.
     subscriptions: Vec<(String, Subscription)>,
     nonce: u64,
+}
+
+/// Who is at the other end, known from its first request on.
+struct Client<C> {
+    caller: C,
+    node: Node,
+    handle: ClientHandle,
 }
 
 type Responses = mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>;
 
 impl<S: Source> Session<S> {
     pub(crate) fn new(source: Arc<S>, clients: Clients, metadata: MetadataMap, peer: String) -> Self {
-        Self { source, clients, metadata, peer, node: None, subscriptions: Vec::new(), nonce: 0 }
+        Self { source, clients, metadata, peer, client: None, subscriptions: Vec::new(), nonce: 0 }
     }
 
     pub(crate) async fn run(mut self, mut requests: Streaming<DeltaDiscoveryRequest>, responses: Responses) {
@@ -111,12 +118,12 @@ impl<S: Source> Session<S> {
     }
 
     async fn on_request(&mut self, request: DeltaDiscoveryRequest) -> Result<Vec<DeltaDiscoveryResponse>, Status> {
-        if self.node.is_none() {
+        if self.client.is_none() {
             let node = request.node.clone().ok_or_else(|| Status::invalid_argument("the first request has no node"))?;
-            self.source.authenticate(&self.metadata, &node).await?;
+            let caller = self.source.authenticate(&self.metadata, &node).await?;
             tracing::info!(node = node.id, peer = self.peer, "xDS client connected");
             let handle = self.clients.add(node.id.clone(), self.peer.clone());
-            self.node = Some((node, handle));
+            self.client = Some(Client { caller, node, handle });
         }
         if !request.response_nonce.is_empty() {
             self.on_answer(&request);
@@ -127,7 +134,7 @@ impl<S: Source> Session<S> {
     }
 
     fn on_answer(&self, request: &DeltaDiscoveryRequest) {
-        let Some((node, handle)) = &self.node else { return };
+        let Some(Client { node, handle, .. }) = &self.client else { return };
         match &request.error_detail {
             Some(detail) => {
                 tracing::warn!(node = node.id, type_url = request.type_url, error = detail.message, "NACK");
@@ -186,9 +193,9 @@ impl<S: Source> Session<S> {
 
     /// The difference between what the client holds and what it should see.
     fn push(&mut self, type_url: &str) -> Option<DeltaDiscoveryResponse> {
-        let (node, handle) = self.node.as_ref()?;
+        let Client { caller, node, handle } = self.client.as_ref()?;
         let (_, subscription) = self.subscriptions.iter_mut().find(|(url, _)| url == type_url)?;
-        let resources = self.source.resources(node, type_url).unwrap_or_default();
+        let resources = self.source.resources(caller, node, type_url).unwrap_or_default();
         let (changed, removed) = subscription.difference(&resources);
         subscription.held = resources.id();
         if changed.is_empty() && removed.is_empty() && subscription.answered {

@@ -28,6 +28,8 @@ impl Editable {
 }
 
 impl Source for Editable {
+    type Caller = ();
+
     fn generation(&self) -> watch::Receiver<u64> {
         self.generation.subscribe()
     }
@@ -39,7 +41,7 @@ impl Source for Editable {
         }
     }
 
-    fn resources(&self, _node: &Node, type_url: &str) -> Option<Resources> {
+    fn resources(&self, _caller: &(), _node: &Node, type_url: &str) -> Option<Resources> {
         (type_url == "t").then(|| self.resources.lock().clone())
     }
 }

@@ -147,3 +147,24 @@ fn a_kind_that_is_not_installed_is_known_to_have_no_objects() {
     let snapshot = known.snapshot();
     assert!(snapshot.synced && snapshot.objects.is_empty() && snapshot.faults.is_empty());
 }
+
+#[test]
+fn a_named_object_is_waited_for_by_nobody_and_gone_when_it_is_not_named_any_more() {
+    let mut known = policies();
+    list(&mut known, 0, &[]);
+    let key = policy("a", "u1", 1, 80).key;
+    let number = known.add(&key);
+    let first = known.snapshot();
+    assert!(first.synced && first.faults.is_empty(), "{:?}", first.faults);
+    known.take(number, Change::Trouble(Some("forbidden".to_owned())));
+    let told = known.snapshot();
+    assert_eq!(told.faults[0].to_string(), "warning: NetworkPolicy shop/a: not listed yet: forbidden");
+    known.take(number, Change::Trouble(None));
+    list(&mut known, number, &[policy("a", "u1", 1, 80)]);
+    assert_eq!(known.snapshot().objects.len(), 1);
+    known.remove(number);
+    assert_eq!(known.snapshot().objects.len(), 0);
+    // What was still under way.
+    known.take(number, Change::Seen(policy("a", "u1", 2, 80)));
+    assert!(!known.is_dirty());
+}

@@ -143,6 +143,11 @@ impl Cluster {
         self.folder.path().join("kubeconfig")
     }
 
+    /// The CRDs of Istio.
+    pub(crate) fn istio_crds(&self) -> PathBuf {
+        built("istio/manifests/charts/base/files/crd-all.gen.yaml")
+    }
+
     /// Where the CRDs of the Gateway API are.
     pub(crate) fn gateway_crds(&self) -> PathBuf {
         built("gateway-api/config/crd/experimental")

@@ -133,7 +133,9 @@ pub(super) fn add_workloads(
             let (cluster, namespace, name) = (&options.cluster_id, entry.namespace(), entry.name());
             format!("{cluster}/networking.istio.io/ServiceEntry/{namespace}/{name}/{address}")
         };
-        let waypoint = waypoints::bound(objects, waypoints, &**entry, &object, Traffic::Workload, faults);
+        // What is wrong with the label has been said of the entry's services.
+        let said = &mut Faults::default();
+        let waypoint = waypoints::bound(objects, waypoints, &**entry, &object, Traffic::Workload, said);
         for (index, endpoint) in entry.spec.endpoints.iter().enumerate() {
             remarks(objects, &object, &format!("spec.endpoints[{index}]"), endpoint, faults);
         }

@@ -1,5 +1,6 @@
 //! Clusters: the fixed ones of every waypoint, and those of services.
 mod fixed;
+mod secrets;
 mod upstream;
 
 use std::collections::BTreeSet;
@@ -19,6 +20,7 @@ use crate::pb::{
 use ext::transport_sockets::internal_upstream::v3 as internal;
 pub(crate) use fixed::{as_downstream, dns_cache, downstream_tls, http1, http2, set_http_options};
 use fixed::{discovery, passthrough, to_listener, unlimited};
+pub(crate) use secrets::Referred;
 
 /// A cluster and, where its endpoints are discovered, its endpoints.
 pub(crate) type WithEndpoints = (cluster::Cluster, Option<endpoint::ClusterLoadAssignment>);

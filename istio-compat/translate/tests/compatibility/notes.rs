@@ -20,8 +20,7 @@ waypoints arrives, and what the engine does not serve is named at the waypoint (
 `l7-waypoint/route/tests/snapshots`). The embedded control plane's output is compared with istiod's, resource by resource, for the recorded cases.
 
 **Not tried field by field**, said by hand: Sidecar and EnvoyFilter are read and named as not translated by the embedded control plane,
-WasmPlugin closes what it applies to, BackendTLSPolicy is in force (ConfigMaps of roots are read from folders; in a cluster
-one that names them closes its Service), other kinds are unknown to it. Of MeshConfig `extensionProviders` that authorize, log to a file or take spans by
+WasmPlugin closes what it applies to, BackendTLSPolicy is in force, other kinds are unknown to it. Of MeshConfig `extensionProviders` that authorize, log to a file or take spans by
 OTLP, `defaultProviders`, and `accessLogFile` with its format and encoding are read, other keys are named. The lower layer honours NetworkPolicy whole, and of Services ClusterIP, ports, EndpointSlices,
 `externalIPs`, LoadBalancer addresses, `internalTrafficPolicy`, session affinity and traffic distribution, node ports,
 `externalTrafficPolicy` with `healthCheckNodePort`, and `loadBalancerSourceRanges`.

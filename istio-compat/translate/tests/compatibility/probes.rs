@@ -18,6 +18,11 @@ kind: ConfigMap
 metadata: {name: istio, namespace: istio-system}
 data: {mesh: "{extensionProviders: [{name: somebody, envoyExtAuthzGrpc: {service: b.shop.svc.cluster.local, port: 80}}, {name: file, envoyFileAccessLog: {path: /dev/stderr}}, {name: otel, opentelemetry: {service: b.shop.svc.cluster.local, port: 80}}, {name: other, opentelemetry: {service: b.shop.svc.cluster.local, port: 90}}]}"}
 ---
+apiVersion: v1
+kind: Secret
+metadata: {name: roots, namespace: shop}
+stringData: {cacert: "-----BEGIN CERTIFICATE-----\nUk9PVFM=\n-----END CERTIFICATE-----\n"}
+---
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
 metadata: {name: w, namespace: shop}
@@ -456,7 +461,7 @@ fn route_companions(field: &Field, spec: &mut Value) {
 }
 
 /// Paths that end so are tried with this (the longest ending counts), whatever their type says.
-const VALUES: [(&str, &str); 95] = [
+const VALUES: [(&str, &str); 96] = [
     ("directResponse.status", "418"),
     ("abort.httpStatus", "418"),
     ("abort.grpcStatus", r#""UNAVAILABLE""#),
@@ -497,6 +502,7 @@ const VALUES: [(&str, &str); 95] = [
     ("exportTo[]", r#""other""#),
     ("mirrors[].destination.host", r#""a""#),
     ("directResponse.body.bytes", r#""eA==""#),
+    ("DestinationRule spec.trafficPolicy.tls.credentialName", r#""roots""#),
     ("DestinationRule spec.trafficPolicy.tls.mode", r#""SIMPLE""#),
     ("tunnel.protocol", r#""CONNECT""#),
     ("tunnel.targetHost", r#""x.example""#),

@@ -18,7 +18,6 @@ pub(crate) const DIFFERENCES: &[(&str, &str, &str)] = &[
         "telemetry: istiod numbers the endpoints of ServiceEntries, whose revision is empty",
     ),
     ("13", "transport_socket_match: ours null, istiod's {\"tlsMode\"", "no tlsMode-istio, as below"),
-    ("08", "inbound-vip|80|http|psp.example", "credentialName: no Secrets are sent, and the destination is closed"),
     ("*", "typed_dns_resolver_config: ours null", "a bound on Envoy's own resolver"),
     (
         "*",
@@ -30,12 +29,6 @@ pub(crate) const DIFFERENCES: &[(&str, &str, &str)] = &[
         "filter_metadata.istio.config: ours null",
         "istiod names the DestinationRule it made of the BackendTLSPolicy",
     ),
-    (
-        "17",
-        "common_tls_context.combined_validation_context: ours null",
-        "istiod sends the ConfigMap's roots by name, we in place",
-    ),
-    ("17", "common_tls_context.validation_context: ours", "istiod sends the ConfigMap's roots by name, we in place"),
     (
         "14",
         "outbound|9901||payments.bank",

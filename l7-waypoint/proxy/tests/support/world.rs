@@ -155,6 +155,8 @@ pub struct Control {
 struct Table1(Arc<Mutex<Table>>, Arc<watch::Sender<u64>>);
 
 impl Source for Table1 {
+    type Caller = ();
+
     fn generation(&self) -> watch::Receiver<u64> {
         self.1.subscribe()
     }
@@ -164,7 +166,7 @@ impl Source for Table1 {
             _ => Err(tonic::Status::unauthenticated("wrong token")),
         }
     }
-    fn resources(&self, _node: &Node, type_url: &str) -> Option<Resources> {
+    fn resources(&self, _caller: &(), _node: &Node, type_url: &str) -> Option<Resources> {
         Some(Resources::default().next(self.0.lock().unwrap().get(type_url).cloned().unwrap_or_default()))
     }
 }

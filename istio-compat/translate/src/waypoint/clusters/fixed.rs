@@ -275,6 +275,17 @@ pub(super) fn sds_files(name: &str) -> tls::SdsSecretConfig {
     sds(name, None)
 }
 
+/// Key material that this control plane sends.
+pub(super) fn sds_sent(name: &str) -> tls::SdsSecretConfig {
+    let ads = core::config_source::ConfigSourceSpecifier::Ads(core::AggregatedConfigSource::default());
+    let source = core::ConfigSource {
+        resource_api_version: core::ApiVersion::V3 as i32,
+        config_source_specifier: Some(ads),
+        ..Default::default()
+    };
+    tls::SdsSecretConfig { name: name.to_owned(), sds_config: Some(source) }
+}
+
 fn sds(name: &str, initial_fetch_timeout: Option<pb::Duration>) -> tls::SdsSecretConfig {
     let grpc = core::GrpcService {
         target_specifier: Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(core::grpc_service::EnvoyGrpc {

@@ -1,10 +1,12 @@
 //! What is spoken on the way to a service below HTTP: TLS, as a DestinationRule or a BackendTLSPolicy asks for it, and the
 //! PROXY protocol's header.
+use std::borrow::Cow;
+
 use compat_objects::gateway::{BackendSubjectAltName, BackendTlsValidation, SubjectAltNameType};
 use compat_objects::istio::{ClientTlsSettings, ProxyProtocolVersion, TlsMode, TrafficPolicy};
 use compat_objects::{HasMeta, Kind, ObjectKey};
 
-use super::fixed::{sds_files, set_upstream_options};
+use super::fixed::{sds_files, sds_sent, set_upstream_options};
 use super::{Builder, close};
 use crate::mesh::{Service, ServicePort};
 use crate::pb::{any, cluster, core, exact, ext, raw_buffer, transport_socket};
@@ -14,22 +16,25 @@ use ext::transport_sockets::tls::v3 as tls;
 /// The machine's own roots, in istiod's words.
 const SYSTEM_ROOTS: &str = "system";
 
-/// Who may vouch for a service.
-enum Roots<'a> {
-    /// A path, or [`SYSTEM_ROOTS`].
-    File(&'a str),
-    /// PEM.
-    Inline(String),
+/// Before a Secret's name, where somebody writes it.
+const SECRET_SCHEME: &str = "kubernetes://";
+
+/// Where key material is.
+enum Place<'a> {
+    /// In the waypoint's own files: a path, for a certificate `CHAIN~KEY`; or [`SYSTEM_ROOTS`].
+    File(Cow<'a, str>),
+    /// Sent by this control plane under a name.
+    Sent(String),
 }
 
 /// TLS to a service, whoever asked for it.
 struct Tls<'a> {
     sni: &'a str,
     /// `None`: whoever answers is taken.
-    roots: Option<Roots<'a>>,
+    roots: Option<Place<'a>>,
+    /// A path.
     revocations: Option<&'a str>,
-    /// Paths of chain and key.
-    client: Option<(&'a str, &'a str)>,
+    client: Option<Place<'a>>,
     names: Vec<&'a str>,
 }
 
@@ -51,10 +56,8 @@ impl Builder<'_, '_> {
     ) -> core::TransportSocket {
         let backend = self.backend_tls(service, port);
         let asked = match (&backend, asks_for_tls(policy), rule) {
-            (Some((object, validation)), _, _) => {
-                Some((object, self.by_backend_policy(&service.namespace, validation)))
-            }
-            (None, Some(settings), Some(object)) => Some((object, by_rule(settings))),
+            (Some((object, validation)), _, _) => Some((object, self.by_backend_policy(object, validation))),
+            (None, Some(settings), Some(object)) => Some((object, self.by_rule(object, settings))),
             _ => None,
         };
         let socket = match asked {
@@ -86,34 +89,67 @@ impl Builder<'_, '_> {
         }
     }
 
-    fn by_backend_policy<'b>(&self, namespace: &str, validation: &'b BackendTlsValidation) -> Result<Tls<'b>, Unsent> {
+    fn by_backend_policy<'b>(
+        &self,
+        policy: &ObjectKey,
+        validation: &'b BackendTlsValidation,
+    ) -> Result<Tls<'b>, Unsent> {
         fn name(name: &BackendSubjectAltName) -> Option<&str> {
             match name.kind {
                 SubjectAltNameType::Hostname => name.hostname.as_deref(),
                 SubjectAltNameType::Uri => name.uri.as_deref(),
             }
         }
-        let mut inline = String::new();
+        const FIELD: &str = "spec.validation.caCertificateRefs";
+        let mut maps = Vec::new();
         for reference in &validation.ca_certificate_refs {
-            let unsent = |reason: String| ("spec.validation.caCertificateRefs", reason);
-            let (kind, name) = (reference.kind.as_deref().unwrap_or_default(), &reference.name);
+            let (kind, name) = (reference.kind.as_deref().unwrap_or_default(), reference.name.as_str());
             if kind != "ConfigMap" {
-                return Err(unsent(format!("{kind} {name}: only ConfigMaps are read")));
+                return Err((FIELD, format!("{kind} {name}: only ConfigMaps are read")));
             }
-            let data = self.mesh.objects.config_map(namespace, name).and_then(|map| map.data.as_ref());
-            let Some(pem) = data.and_then(|data| data.get("ca.crt")) else {
-                let place = "in a cluster this control plane reads none but the mesh's own";
-                return Err(unsent(format!("no ConfigMap {namespace}/{name} with ca.crt is known ({place})")));
-            };
-            inline.push_str(pem);
-            inline.push('\n');
+            maps.push(name);
         }
+        let roots = if maps.is_empty() {
+            Place::File(SYSTEM_ROOTS.into())
+        } else {
+            Place::Sent(self.roots_of_config_maps(&policy.namespace, &maps, (policy, FIELD)))
+        };
         Ok(Tls {
             sni: &validation.hostname,
-            roots: Some(if inline.is_empty() { Roots::File(SYSTEM_ROOTS) } else { Roots::Inline(inline) }),
+            roots: Some(roots),
             revocations: None,
             client: None,
             names: validation.subject_alt_names.iter().filter_map(name).collect(),
+        })
+    }
+
+    fn by_rule<'b>(&self, rule: &ObjectKey, settings: &'b ClientTlsSettings) -> Result<Tls<'b>, Unsent> {
+        const CREDENTIAL: &str = "spec.trafficPolicy.tls.credentialName";
+        fn given(text: &str) -> Option<&str> {
+            Some(text).filter(|text| !text.is_empty())
+        }
+        let (anybody, mutual) = (settings.insecure_skip_verify == Some(true), settings.mode == TlsMode::Mutual);
+        let asked = (rule, CREDENTIAL);
+        let credential = given(&settings.credential_name).map(|name| name.strip_prefix(SECRET_SCHEME).unwrap_or(name));
+        let (roots, client) = match credential {
+            Some(name) if name.contains("://") => {
+                return Err((CREDENTIAL, format!("{name}: only names of Secrets are understood")));
+            }
+            Some(name) => (
+                (!anybody).then(|| Place::Sent(self.roots_of_secret(name, asked))),
+                mutual.then(|| Place::Sent(self.certificate_of_secret(name, asked))),
+            ),
+            None => (
+                (!anybody).then(|| Place::File(given(&settings.ca_certificates).unwrap_or(SYSTEM_ROOTS).into())),
+                mutual.then(|| Place::File(format!("{}~{}", settings.client_certificate, settings.private_key).into())),
+            ),
+        };
+        Ok(Tls {
+            sni: &settings.sni,
+            roots,
+            revocations: given(&settings.ca_crl).filter(|_| !anybody),
+            client,
+            names: if anybody { Vec::new() } else { settings.subject_alt_names.iter().map(String::as_str).collect() },
         })
     }
 
@@ -123,6 +159,10 @@ impl Builder<'_, '_> {
         service: &'b Service,
         port: &ServicePort,
     ) -> Option<(ObjectKey, &'b BackendTlsValidation)> {
+        // ServiceEntries may have a Service's name.
+        if service.object.kind != Kind::Service {
+            return None;
+        }
         let concerns = |section: Option<&str>| {
             self.mesh.objects.backend_tls_policies_in(&service.namespace).find(|policy| {
                 policy.spec.target_refs.iter().any(|target| {
@@ -138,27 +178,6 @@ impl Builder<'_, '_> {
 
 /// A field and what is wrong with it.
 type Unsent = (&'static str, String);
-
-fn by_rule(settings: &ClientTlsSettings) -> Result<Tls<'_>, Unsent> {
-    fn given(text: &str) -> Option<&str> {
-        Some(text).filter(|text| !text.is_empty())
-    }
-    if given(&settings.credential_name).is_some() {
-        return Err((
-            "spec.trafficPolicy.tls.credentialName",
-            "Secrets are not sent by the embedded control plane, name files".to_owned(),
-        ));
-    }
-    let anybody = settings.insecure_skip_verify == Some(true);
-    Ok(Tls {
-        sni: &settings.sni,
-        roots: (!anybody).then(|| Roots::File(given(&settings.ca_certificates).unwrap_or(SYSTEM_ROOTS))),
-        revocations: given(&settings.ca_crl).filter(|_| !anybody),
-        client: (settings.mode == TlsMode::Mutual)
-            .then_some((settings.client_certificate.as_str(), settings.private_key.as_str())),
-        names: if anybody { Vec::new() } else { settings.subject_alt_names.iter().map(String::as_str).collect() },
-    })
-}
 
 /// Where no name is given, that of the request counts, as SNI and in the certificate.
 fn names_from_requests(built: &mut cluster::Cluster, tls: &Tls<'_>) {
@@ -180,35 +199,33 @@ fn context(asked: &Tls<'_>, port: &ServicePort) -> tls::UpstreamTlsContext {
             ..Default::default()
         }),
         alpn_protocols: if port.protocol.is_http2() { vec!["h2".to_owned()] } else { Vec::new() },
-        tls_certificate_sds_secret_configs: asked
-            .client
-            .map(|(chain, key)| sds_files(&format!("file-cert:{chain}~{key}")))
-            .into_iter()
-            .collect(),
+        tls_certificate_sds_secret_configs: asked.client.iter().map(|place| sds("file-cert", place)).collect(),
         validation_context_type: asked.roots.as_ref().map(|roots| validation(asked, roots)),
         ..Default::default()
     };
     tls::UpstreamTlsContext { common_tls_context: Some(common), sni: asked.sni.to_owned(), ..Default::default() }
 }
 
-fn validation(asked: &Tls<'_>, roots: &Roots<'_>) -> tls::common_tls_context::ValidationContextType {
+fn validation(asked: &Tls<'_>, roots: &Place<'_>) -> tls::common_tls_context::ValidationContextType {
     use tls::common_tls_context::{CombinedCertificateValidationContext, ValidationContextType};
     let data = |specifier| core::DataSource { specifier: Some(specifier), ..Default::default() };
     #[allow(deprecated, reason = "what istiod sends")]
-    let mut context = tls::CertificateValidationContext {
+    let context = tls::CertificateValidationContext {
         match_subject_alt_names: asked.names.iter().map(|name| exact(name)).collect(),
         crl: asked.revocations.map(|path| data(core::data_source::Specifier::Filename(path.to_owned()))),
         ..Default::default()
     };
-    match roots {
-        Roots::Inline(pem) => {
-            context.trusted_ca = Some(data(core::data_source::Specifier::InlineString(pem.clone())));
-            ValidationContextType::ValidationContext(context)
-        }
-        Roots::File(path) => ValidationContextType::CombinedValidationContext(CombinedCertificateValidationContext {
-            default_validation_context: Some(context),
-            validation_context_sds_secret_config: Some(sds_files(&format!("file-root:{path}"))),
-            ..Default::default()
-        }),
+    ValidationContextType::CombinedValidationContext(CombinedCertificateValidationContext {
+        default_validation_context: Some(context),
+        validation_context_sds_secret_config: Some(sds("file-root", roots)),
+        ..Default::default()
+    })
+}
+
+/// Where a waypoint asks for key material; `files` is what istiod calls this kind of it in files.
+fn sds(files: &str, place: &Place<'_>) -> tls::SdsSecretConfig {
+    match place {
+        Place::File(path) => sds_files(&format!("{files}:{path}")),
+        Place::Sent(name) => sds_sent(name),
     }
 }
