@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use protox::Compiler;
 
 /// Istio's messages.
-const ISTIO: [&str; 4] = ["istio/workload.proto", "istio/authorization.proto", "istio/ca.proto", "istio/zds.proto"];
+const ISTIO: [&str; 5] =
+    ["istio/workload.proto", "istio/authorization.proto", "istio/ca.proto", "istio/zds.proto", "istio/stats.proto"];
 
 /// Every file with a message istiod may send to a waypoint (xds-contract, appendix A), below Envoy's and xDS's own;
 /// what they import comes along.
@@ -30,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     println!("cargo:rerun-if-env-changed=ENVOY_TYPES_PROTO");
     let descriptors = protox::compile(ISTIO, ["proto"])?;
-    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    tonic_prost_build::configure().bytes(".").btree_map(".stats").compile_fds(descriptors)?;
 
     let envoy = envoy_types()?;
     let folders = FOLDERS.iter().map(|folder| envoy.join(folder)).chain([PathBuf::from("proto")]);

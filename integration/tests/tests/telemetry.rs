@@ -1,4 +1,5 @@
-//! Access logs and spans without istiod: the mesh configuration's providers, and Telemetry that asks for them.
+//! Access logs, spans and labels of metrics without istiod: the mesh configuration's providers, and Telemetry that asks for
+//! them.
 use std::path::Path;
 use std::time::Duration;
 
@@ -53,6 +54,14 @@ spec:
   targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: waypoint}]
   accessLogging: [{providers: [{name: requests}], filter: {expression: \"!('x-quiet' in request.headers)\"}}]
   tracing: [{providers: [{name: otel}], randomSamplingPercentage: 100, customTags: {team: {literal: {value: payments}}}}]
+  metrics:
+  - overrides:
+    - match: {metric: REQUEST_COUNT}
+      tagOverrides:
+        request_method: {value: request.method}
+        tenant: {value: \"request.headers['x-tenant']\"}
+        response_flags: {operation: REMOVE}
+    - {match: {metric: REQUEST_SIZE}, disabled: true}
 ";
 
 fn ask(shop: &Shop, path: &str) {
@@ -114,6 +123,12 @@ fn a_telemetry_resource_turns_logs_and_spans_on_and_off() {
     lab.wait_until("both requests' spans", LIMIT, || !spans("/quiet").is_empty() && !logged("/after").is_empty())
         .unwrap();
     assert!(logged("/quiet").is_empty());
+
+    // Requests were counted as the Telemetry says from the moment it was logged by it.
+    let metrics = lab.admin_text("shop/waypoint-1", "/metrics").unwrap();
+    let requests = metrics.lines().filter(|line| line.starts_with("istio_requests_total{")).collect::<Vec<_>>();
+    let told = requests.iter().find(|line| line.contains(r#"request_method="GET",tenant="unknown""#));
+    assert!(told.is_some_and(|line| !line.contains("response_flags=")), "{requests:#?}");
 
     lab.edit("telemetry.yaml", "# nothing\n").unwrap();
     let quiet = lab.wait_until("nothing to be logged", LIMIT, || {

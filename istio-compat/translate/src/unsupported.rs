@@ -1,13 +1,16 @@
 //! Objects that have no effect, or not the one their writer may expect: each is named, none is passed over silently.
 use std::collections::BTreeSet;
+use std::sync::LazyLock;
 
 use compat_objects::istio::{
-    Action, ConnectionPoolSettings, LoadBalancerSettings, OutlierDetection, PolicyTargetReference,
+    Action, ConnectionPoolSettings, IstioMetric, LoadBalancerSettings, MetricsOverrides, OutlierDetection,
+    PolicyTargetReference, TagOperation,
 };
 use compat_objects::{HasMeta, Kind, ObjectKey, ObjectSet};
 
 use crate::Faults;
 use crate::mesh::{Mesh, full_hostname, names};
+use crate::waypoint::is_metric;
 
 const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
 
@@ -161,7 +164,7 @@ fn policies(mesh: &Mesh<'_>, faults: &mut Faults) {
     }
 }
 
-/// Metrics are always there, for Prometheus to fetch, under their own names; the rest of a Telemetry is the waypoint's.
+/// What of a Telemetry no waypoint will do. The rest is told by the waypoint that does it.
 fn telemetry(mesh: &Mesh<'_>, faults: &mut Faults) {
     for object in mesh.objects.telemetries() {
         let key = ObjectKey::new(Kind::Telemetry, object.namespace(), object.name());
@@ -172,16 +175,56 @@ fn telemetry(mesh: &Mesh<'_>, faults: &mut Faults) {
             faults.warning(mesh.objects, &key, "spec.selector", reason);
         }
         for (index, metrics) in spec.metrics.iter().enumerate() {
-            if !metrics.overrides.is_empty() {
-                let reason = "is not built here yet: metrics have the labels they always have";
-                faults.warning(mesh.objects, &key, &format!("spec.metrics[{index}].overrides"), reason);
+            let field = |rest: &str| format!("spec.metrics[{index}].{rest}");
+            for provider in &metrics.providers {
+                if let Err(reason) = mesh.providers.fetches_metrics(&provider.name) {
+                    faults.warning(mesh.objects, &key, &field("providers"), reason);
+                }
             }
-            for provider in metrics.providers.iter().filter(|provider| provider.name != "prometheus") {
-                let reason = format!("{} gets no metrics: they are fetched by Prometheus", provider.name);
-                faults.warning(mesh.objects, &key, &format!("spec.metrics[{index}].providers"), reason);
+            for (index, change) in metrics.overrides.iter().enumerate() {
+                overrides(mesh, &key, &field(&format!("overrides[{index}]")), change, faults);
+            }
+        }
+        for (index, log) in spec.access_logging.iter().enumerate() {
+            if let Some(Err(reason)) = log.filter.as_ref().map(|filter| readable(&filter.expression)) {
+                let reason = format!("{reason}: everything is logged");
+                faults.warning(mesh.objects, &key, &format!("spec.accessLogging[{index}].filter.expression"), reason);
             }
         }
     }
+}
+
+fn overrides(mesh: &Mesh<'_>, key: &ObjectKey, field: &str, change: &MetricsOverrides, faults: &mut Faults) {
+    let selector = change.selector.clone().unwrap_or_default();
+    let metric = match (&selector.custom_metric, selector.metric) {
+        (Some(name), _) if !is_metric(name) => Some(format!("there is no metric {name} here")),
+        (None, Some(IstioMetric::GrpcRequestMessages | IstioMetric::GrpcResponseMessages)) => {
+            Some("messages of gRPC streams are not counted".to_owned())
+        }
+        _ => None,
+    };
+    if let Some(reason) = metric {
+        faults.warning(mesh.objects, key, &format!("{field}.match"), reason);
+    }
+    for (name, tag) in &change.tag_overrides {
+        if tag.operation == TagOperation::Upsert
+            && let Err(reason) = readable(&tag.value)
+        {
+            let field = format!("{field}.tagOverrides[{name}].value");
+            faults.warning(mesh.objects, key, &field, format!("{reason}: it is shown as unknown"));
+        }
+    }
+}
+
+static FUNCTIONS: LazyLock<cel::Env> = LazyLock::new(cel::Env::stdlib);
+
+/// Whether a text is CEL, as far as can be said without a request.
+fn readable(text: &str) -> Result<(), String> {
+    // Waypoints refuse longer ones: a parser goes as deep as a text is long.
+    if text.len() > 1024 {
+        return Err("is longer than 1024 bytes".to_owned());
+    }
+    FUNCTIONS.compile(text).map(drop).map_err(|error| error.to_string())
 }
 
 fn targets(

@@ -13,6 +13,8 @@ mod routes;
 mod telemetry;
 mod traffic_policy;
 
+pub(crate) use telemetry::is_metric;
+
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 

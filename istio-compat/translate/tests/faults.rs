@@ -447,6 +447,41 @@ spec: {spec}
     // The whole mesh is logged, but for one namespace.
     assert!(logs(&telemetry("{}", "{accessLogFile: /dev/stdout}")));
     assert!(!logs(&telemetry("{accessLogging: [{disabled: true}]}", "{accessLogFile: /dev/stdout}")));
+    let unreadable = telemetry("{accessLogging: [{filter: {expression: \"response.code >=\"}}]}", "{}");
+    assert_fault(&unreadable, "Telemetry shop/t: spec.accessLogging[0].filter.expression: ");
     let default = telemetry("{}", "{defaultProviders: {accessLogging: [nobody]}}");
     assert_fault(&default, "ConfigMap istio-system/istio: data.mesh.defaultProviders.accessLogging[].providers");
+}
+
+#[test]
+fn changes_of_metrics_are_sent_and_those_that_mean_nothing_are_named() {
+    let telemetry = |metrics: &str| {
+        output(&format!(
+            "
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {{name: t, namespace: shop}}
+spec: {{metrics: {metrics}}}
+"
+        ))
+    };
+    let sent = |output: &MeshOutput| inside(output).contains("stats.PluginConfig");
+    let good =
+        telemetry("[{overrides: [{match: {metric: REQUEST_COUNT}, tagOverrides: {m: {value: request.method}}}]}]");
+    assert!(sent(&good) && inside(&good).contains("request.method") && good.faults.is_empty(), "{:?}", good.faults);
+    let field = "Telemetry shop/t: spec.metrics[0].overrides[0]";
+    for (change, expected) in [
+        ("{tagOverrides: {m: {value: \"request.\"}}}", ".tagOverrides[m].value: "),
+        ("{match: {customMetric: hits}, disabled: true}", ".match: there is no metric hits here"),
+        (
+            "{match: {metric: GRPC_REQUEST_MESSAGES}, disabled: true}",
+            ".match: messages of gRPC streams are not counted",
+        ),
+    ] {
+        assert_fault(&telemetry(&format!("[{{overrides: [{change}]}}]")), &format!("{field}{expected}"));
+    }
+    assert!(sent(&telemetry("[{overrides: [{disabled: true}]}]")), "all are turned off");
+    assert!(sent(&telemetry("[{providers: [{name: nobody}]}]")), "nobody fetches them");
+    assert!(!sent(&telemetry("[{overrides: [{match: {mode: CLIENT}, disabled: true}]}]")));
+    assert!(!sent(&telemetry("[]")));
 }

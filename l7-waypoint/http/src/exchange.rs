@@ -103,8 +103,9 @@ impl Exchange {
         })
     }
 
-    pub(crate) fn logs(&self) -> bool {
-        self.chain.as_ref().is_some_and(|chain| !chain.logs.is_empty())
+    /// Whether somebody may ask for the response's headers at the end.
+    pub(crate) fn keeps_headers(&self) -> bool {
+        self.chain.as_ref().is_some_and(|chain| !chain.logs.is_empty() || chain.metrics.looks_at_requests())
     }
 
     /// A protocol switch took the place of a body.
@@ -180,7 +181,8 @@ impl Exchange {
         if let Some(traced) = &self.trace {
             traced.report(&record, &self.engine);
         }
-        self.engine.recorder.borrow_mut().request(&record);
+        let rules = self.chain.as_ref().map_or(&self.engine.plain_metrics, |chain| &chain.metrics);
+        self.engine.recorder.borrow_mut().request(&record, rules);
     }
 }
 
@@ -190,7 +192,7 @@ impl OnEnd for Exchange {
         self.finished = true;
         if let Some(trailers) = trailers {
             self.grpc_status = grpc_status(trailers).or(self.grpc_status);
-            if self.logs() {
+            if self.keeps_headers() {
                 self.trailers = Some(trailers.clone());
             }
         }

@@ -10,12 +10,12 @@ use l7_resilience::{Backoff, RetryOn, RetryPolicy, States};
 use l7_route::route::Action;
 use l7_route::{Chain, ChainKind, FilterKind, HttpChain, Snapshot};
 use l7_telemetry::trace::Tracer;
-use l7_telemetry::{AccessLogger, Telemetry};
+use l7_telemetry::{AccessLogger, MetricRules, Telemetry};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use xds_model::envoy::cluster::{Assignment, Cluster, Discovery, ENCAP};
 use xds_model::envoy::route as config;
-use xds_model::envoy::telemetry::AccessLog;
+use xds_model::envoy::telemetry::{AccessLog, StatsFilter};
 
 use crate::pool::Freed;
 use crate::upstream::{self, CompiledCluster, Resolved, Resolver};
@@ -38,7 +38,8 @@ pub(crate) struct Prepared {
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) clusters: HashMap<Arc<str>, Arc<CompiledCluster>>,
     pub(crate) chains: HashMap<Arc<str>, Arc<PreparedChain>>,
-    pub(crate) no_chain_logs: Vec<AccessLogger>,
+    /// Of connections that no chain takes.
+    pub(crate) no_chain: PreparedChain,
     pub(crate) resolved: u64,
     /// Keeps the resolving tasks of this snapshot's clusters alive.
     _names: Vec<Arc<Resolved>>,
@@ -53,6 +54,7 @@ pub(crate) struct PreparedChain {
     /// Where spans are sent.
     pub(crate) tracer: Option<Arc<Tracer>>,
     pub(crate) suppress_envoy_headers: bool,
+    pub(crate) metrics: Arc<MetricRules>,
     /// By address of the route's own policy, which the snapshot keeps alive.
     retries: HashMap<usize, RetryPolicy>,
 }
@@ -116,9 +118,9 @@ impl Shared {
             Some(previous) => previous.chains.clone(),
             None => snapshot.chains().map(|chain| (chain.name.clone(), Arc::new(self.chain(chain)))).collect(),
         };
-        let no_chain_logs = self.logs(&snapshot.no_chain_logs);
+        let no_chain = PreparedChain { logs: self.logs(&snapshot.no_chain_logs), ..PreparedChain::default() };
         let snapshot = snapshot.clone();
-        let prepared = Arc::new(Prepared { snapshot, clusters, chains, no_chain_logs, resolved, _names: names });
+        let prepared = Arc::new(Prepared { snapshot, clusters, chains, no_chain, resolved, _names: names });
         self.states.retain(|name| prepared.clusters.contains_key(name));
         *current = Some(prepared.clone());
         prepared
@@ -165,7 +167,11 @@ impl Shared {
     fn chain(&self, chain: &Chain) -> PreparedChain {
         match &chain.kind {
             ChainKind::Http(http) => self.http_chain(&chain.name, http),
-            ChainKind::Tcp(tcp) => PreparedChain { logs: self.logs(&tcp.access_logs), ..PreparedChain::default() },
+            ChainKind::Tcp(tcp) => PreparedChain {
+                logs: self.logs(&tcp.access_logs),
+                metrics: metrics(tcp.stats.as_ref()),
+                ..PreparedChain::default()
+            },
             ChainKind::Closed { .. } => PreparedChain::default(),
         }
     }
@@ -176,6 +182,11 @@ impl Shared {
             let tracer = Tracer::compile(config);
             tracer.inspect_err(|error| tracing::error!(chain = name, %error, "no spans are sent")).ok()?.map(Arc::new)
         });
+        let stats = chain.filters.iter().find_map(|filter| match &filter.kind {
+            FilterKind::Stats(config) => Some(&**config),
+            _ => None,
+        });
+        prepared.metrics = metrics(stats);
         for (position, filter) in chain.filters.iter().enumerate() {
             match &filter.kind {
                 FilterKind::JwtAuthn(config) => {
@@ -206,6 +217,12 @@ impl Shared {
         };
         configs.iter().filter_map(compile).collect()
     }
+}
+
+/// Istio's metrics are always there: istiod sends no filter in meshes that name no provider for them, and when a Telemetry
+/// turns all of them off.
+fn metrics(config: Option<&StatsFilter>) -> Arc<MetricRules> {
+    Arc::new(config.map(MetricRules::compile).unwrap_or_default())
 }
 
 fn retry_policy(config: &config::RetryPolicy) -> RetryPolicy {

@@ -276,7 +276,7 @@ fn complete(
     exchange.status = response.status().as_u16();
     exchange.details = "via_upstream".into();
     exchange.grpc_status = grpc_status(response.headers());
-    if exchange.logs() {
+    if exchange.keeps_headers() {
         exchange.response_headers = Some(response.headers().clone());
     }
     response
@@ -456,7 +456,7 @@ fn finish(
     if close {
         parts.headers.insert(http::header::CONNECTION, HeaderValue::from_static("close"));
     }
-    if exchange.logs() {
+    if exchange.keeps_headers() {
         exchange.response_headers = Some(parts.headers.clone());
     }
     Response::from_parts(parts, ResponseBody::full(body, Some(exchange)))

@@ -9,7 +9,7 @@ use l7_authz::l7::AuthzRequest;
 use l7_resilience::{Outcome as Health, Rng};
 use l7_route::chain::ClusterTarget;
 use l7_route::{Chain, ChainKind, TcpChain};
-use l7_telemetry::{AccessLogger, Flags, Peer, Record, ServiceInfo, Upstream as UpstreamRecord};
+use l7_telemetry::{Flags, Peer, Record, ServiceInfo, Upstream as UpstreamRecord};
 use strata_runtime::drain::Watch;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
@@ -20,6 +20,7 @@ use crate::engine::{Engine, Worker};
 use crate::filters::denial;
 use crate::io::{Io, Rewind};
 use crate::pool::{ConnectError, Slot};
+use crate::prepared::PreparedChain;
 use crate::upstream::{Choice, Upstream};
 
 /// What became of a connection.
@@ -54,11 +55,11 @@ pub(crate) async fn serve<T>(
 {
     let ChainKind::Tcp(tcp) = &chain.kind else { return };
     let started = Instant::now();
-    let logs = worker.chain(&chain).cloned().unwrap_or_default();
+    let prepared = worker.chain(&chain).cloned().unwrap_or_default();
     let mut outcome = Outcome::default();
     let report = |outcome: &mut Outcome<'_>| {
         outcome.duration = started.elapsed();
-        log(&engine, &logs.logs, &info, &source, outcome, None);
+        log(&engine, &prepared, &info, &source, outcome, None);
     };
     if let Some(reason) = denied(tcp, &info) {
         outcome.flags.set(Flags::DENIED);
@@ -80,7 +81,7 @@ pub(crate) async fn serve<T>(
         return report(&mut outcome);
     };
     let _active = index.map(|index| upstream.shared.balancer.host(index).begin());
-    let opened = open(&engine, &info, &source, &outcome);
+    let opened = open(&engine, &prepared, &info, &source, &outcome);
     let copy = copy_both(io, stream, tcp.idle_timeout);
     let copied = match tcp.max_connection_duration {
         None => copy.await,
@@ -91,7 +92,7 @@ pub(crate) async fn serve<T>(
         outcome.flags.set(Flags::IDLE_TIMEOUT);
     }
     outcome.duration = started.elapsed();
-    log(&engine, &logs.logs, &info, &source, &outcome, Some(opened));
+    log(&engine, &prepared, &info, &source, &outcome, Some(opened));
 }
 
 /// Why the chain's policies refuse the connection, if they do.
@@ -160,24 +161,32 @@ async fn connect(
     None
 }
 
-fn open(engine: &Engine, info: &ConnInfo, source: &Arc<Peer>, outcome: &Outcome<'_>) -> l7_telemetry::ConnectionGuard {
-    with_record(engine, info, source, outcome, |record| engine.recorder.borrow_mut().connection_opened(record))
+fn open(
+    engine: &Engine,
+    chain: &PreparedChain,
+    info: &ConnInfo,
+    source: &Arc<Peer>,
+    outcome: &Outcome<'_>,
+) -> l7_telemetry::ConnectionGuard {
+    with_record(engine, info, source, outcome, |record| {
+        engine.recorder.borrow_mut().connection_opened(record, &chain.metrics)
+    })
 }
 
 /// Writes a connection's log lines, metrics and event.
 pub(crate) fn log(
     engine: &Engine,
-    logs: &[AccessLogger],
+    chain: &PreparedChain,
     info: &ConnInfo,
     source: &Arc<Peer>,
     outcome: &Outcome<'_>,
     opened: Option<l7_telemetry::ConnectionGuard>,
 ) {
     with_record(engine, info, source, outcome, |record| {
-        logs.iter().for_each(|log| log.log(record));
+        chain.logs.iter().for_each(|log| log.log(record));
         let mut recorder = engine.recorder.borrow_mut();
-        let opened = opened.unwrap_or_else(|| recorder.connection_opened(record));
-        recorder.connection_closed(opened, record);
+        let opened = opened.unwrap_or_else(|| recorder.connection_opened(record, &chain.metrics));
+        recorder.connection_closed(opened, record, &chain.metrics);
     });
 }
 

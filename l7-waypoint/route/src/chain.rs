@@ -294,6 +294,8 @@ pub struct TcpChain {
     pub hash_source_ip: bool,
     pub max_connect_attempts: u32,
     pub access_logs: Box<[AccessLog]>,
+    /// What is changed of the metrics.
+    pub stats: Option<StatsFilter>,
 }
 
 impl TcpChain {
@@ -319,6 +321,7 @@ impl TcpChain {
             hash_source_ip: config.hash_source_ip,
             max_connect_attempts: config.max_connect_attempts,
             access_logs: config.access_logs.clone().into(),
+            stats: config.stats.clone(),
         }
     }
 

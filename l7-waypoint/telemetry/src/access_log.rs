@@ -1,14 +1,13 @@
 //! Access logs: compiled formats and filters, written by one thread per file.
 
-mod expression;
 mod writer;
 
 use serde_json::{Map, Value};
 use xds_model::envoy::telemetry::{AccessLog, AccessLogFilter, AccessLogFormat, AccessLogSink};
 
+use crate::expression::Expression;
 use crate::format::{Format, FormatError};
 use crate::record::Record;
-use expression::Expression;
 use writer::Writer;
 pub(crate) use writer::Writers;
 

@@ -5,6 +5,7 @@
 
 mod access_log;
 mod event;
+mod expression;
 mod ext_authz;
 mod flags;
 mod format;
@@ -26,7 +27,7 @@ pub use ext_authz::ExtAuthzOutcome;
 pub use flags::Flags;
 pub use format::{Format, FormatError};
 pub use histogram::AtomicHistogram;
-pub use metrics::{ConnectionGuard, Recorder, Security};
+pub use metrics::{ConnectionGuard, MetricRules, Recorder, Security};
 pub use peer::{Peer, Peers, ServiceInfo};
 pub use record::{Record, Upstream};
 pub use spans::SpanOutcome;

@@ -1,10 +1,12 @@
-//! Istio's standard metrics as a waypoint reports them, labels in Istio's order.
+//! Istio's standard metrics as a waypoint reports them.
+
+mod labels;
+mod rules;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::registry::Registry;
@@ -15,6 +17,8 @@ use crate::flags::Flags;
 use crate::histogram::AtomicHistogram;
 use crate::peer::{Peer, ServiceInfo};
 use crate::record::Record;
+use labels::Labels;
+pub use rules::MetricRules;
 
 /// How the connection from the client was secured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -38,44 +42,43 @@ impl Security {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Labels {
-    reporter: &'static str,
-    source_workload: Arc<str>,
-    source_canonical_service: Arc<str>,
-    source_canonical_revision: Arc<str>,
-    source_workload_namespace: Arc<str>,
-    source_principal: Arc<str>,
-    source_app: Arc<str>,
-    source_version: Arc<str>,
-    source_cluster: Arc<str>,
-    destination_workload: Arc<str>,
-    destination_workload_namespace: Arc<str>,
-    destination_principal: Arc<str>,
-    destination_app: Arc<str>,
-    destination_version: Arc<str>,
-    destination_service: Arc<str>,
-    destination_canonical_service: Arc<str>,
-    destination_canonical_revision: Arc<str>,
-    destination_service_name: Arc<str>,
-    destination_service_namespace: Arc<str>,
-    destination_cluster: Arc<str>,
-    request_protocol: &'static str,
-    #[prometheus(flatten)]
-    http: HttpLabels,
-    response_flags: String,
-    connection_security_policy: &'static str,
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Metric {
+    Requests,
+    Durations,
+    RequestBytes,
+    ResponseBytes,
+    Opened,
+    Closed,
+    Sent,
+    Received,
 }
 
-/// Labels TCP metrics do not have.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-struct HttpLabels(Option<(u16, Option<u32>)>);
+impl Metric {
+    const ALL: [Self; 8] = [
+        Self::Requests,
+        Self::Durations,
+        Self::RequestBytes,
+        Self::ResponseBytes,
+        Self::Opened,
+        Self::Closed,
+        Self::Sent,
+        Self::Received,
+    ];
 
-impl EncodeLabelSet for HttpLabels {
-    fn encode(&self, encoder: &mut prometheus_client::encoding::LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let Some((status, grpc)) = self.0 else { return Ok(()) };
-        ("response_code", status.to_string()).encode(encoder.encode_label())?;
-        ("grpc_response_status", grpc.map_or(String::new(), |code| code.to_string())).encode(encoder.encode_label())
+    /// Istio's name in its configuration: that of the metric without `istio_`.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Requests => "requests_total",
+            Self::Durations => "request_duration_milliseconds",
+            Self::RequestBytes => "request_bytes",
+            Self::ResponseBytes => "response_bytes",
+            Self::Opened => "tcp_connections_opened_total",
+            Self::Closed => "tcp_connections_closed_total",
+            Self::Sent => "tcp_sent_bytes_total",
+            Self::Received => "tcp_received_bytes_total",
+        }
     }
 }
 
@@ -173,17 +176,30 @@ struct Key {
     flags: Flags,
     security: Security,
     tcp: bool,
+    rules: usize,
+    /// Of labels that the rules add.
+    values: u64,
 }
 
-/// Count, duration, request bytes, response bytes.
-type HttpHandles = (Counter, Arc<AtomicHistogram>, Arc<AtomicHistogram>, Arc<AtomicHistogram>);
-/// Opened, closed, sent, received.
-type TcpHandles = (Counter, Counter, Counter, Counter);
+/// Where one request or connection is counted; what is turned off is `None`.
+enum Counters {
+    Http {
+        count: Option<Counter>,
+        duration: Option<Arc<AtomicHistogram>>,
+        request_bytes: Option<Arc<AtomicHistogram>>,
+        response_bytes: Option<Arc<AtomicHistogram>>,
+    },
+    Tcp {
+        opened: Option<Counter>,
+        closed: Option<Counter>,
+        sent: Option<Counter>,
+        received: Option<Counter>,
+    },
+}
 
 struct Handles {
-    _alive: (Arc<Peer>, Arc<Peer>, Arc<ServiceInfo>),
-    http: Option<HttpHandles>,
-    tcp: Option<TcpHandles>,
+    counters: Counters,
+    _alive: (Arc<Peer>, Arc<Peer>, Arc<ServiceInfo>, Arc<MetricRules>),
 }
 
 /// Entries a worker keeps before it starts afresh.
@@ -203,31 +219,36 @@ impl Recorder {
         Self { telemetry, cache: HashMap::new(), hasher: RandomState::new(), budget: Budget::default() }
     }
 
-    /// Counts one finished request and emits its event if somebody wants it.
-    pub fn request(&mut self, record: &Record<'_>) {
-        if let Some((count, duration, request_bytes, response_bytes)) = &self.handles(record).http {
-            count.inc();
-            duration.observe_thousandths(u64::try_from(record.duration.as_micros()).unwrap_or(u64::MAX));
-            request_bytes.observe(record.bytes_received);
-            response_bytes.observe(record.bytes_sent);
+    /// Counts one finished request, as the chain's rules say, and emits its event if somebody wants it.
+    pub fn request(&mut self, record: &Record<'_>, rules: &Arc<MetricRules>) {
+        if let Counters::Http { count, duration, request_bytes, response_bytes } = self.counters(record, rules) {
+            if let Some(count) = count {
+                count.inc();
+            }
+            let micros = u64::try_from(record.duration.as_micros()).unwrap_or(u64::MAX);
+            duration.iter().for_each(|duration| duration.observe_thousandths(micros));
+            request_bytes.iter().for_each(|bytes| bytes.observe(record.bytes_received));
+            response_bytes.iter().for_each(|bytes| bytes.observe(record.bytes_sent));
         }
         self.emit(record);
     }
 
     /// Counts a TCP connection that was opened; give the guard back through [`Recorder::connection_closed`].
-    pub fn connection_opened(&mut self, record: &Record<'_>) -> ConnectionGuard {
-        if let Some((opened, ..)) = &self.handles(record).tcp {
+    pub fn connection_opened(&mut self, record: &Record<'_>, rules: &Arc<MetricRules>) -> ConnectionGuard {
+        if let Counters::Tcp { opened: Some(opened), .. } = self.counters(record, rules) {
             opened.inc();
         }
         ConnectionGuard(())
     }
 
     /// Counts a TCP connection that ended, with its bytes.
-    pub fn connection_closed(&mut self, _opened: ConnectionGuard, record: &Record<'_>) {
-        if let Some((_, closed, sent, received)) = &self.handles(record).tcp {
-            closed.inc();
-            sent.inc_by(record.bytes_sent);
-            received.inc_by(record.bytes_received);
+    pub fn connection_closed(&mut self, _opened: ConnectionGuard, record: &Record<'_>, rules: &Arc<MetricRules>) {
+        if let Counters::Tcp { closed, sent, received, .. } = self.counters(record, rules) {
+            for (counter, by) in [(closed, 1), (sent, record.bytes_sent), (received, record.bytes_received)] {
+                if let Some(counter) = counter {
+                    counter.inc_by(by);
+                }
+            }
         }
         self.emit(record);
     }
@@ -249,7 +270,8 @@ impl Recorder {
         }
     }
 
-    fn handles(&mut self, record: &Record<'_>) -> &Handles {
+    fn counters(&mut self, record: &Record<'_>, rules: &Arc<MetricRules>) -> &Counters {
+        let values = rules.values(record);
         let key = Key {
             source: Arc::as_ptr(record.source) as usize,
             destination: Arc::as_ptr(record.destination) as usize,
@@ -262,12 +284,15 @@ impl Recorder {
             flags: record.flags,
             security: record.security,
             tcp: record.method.is_none(),
+            rules: Arc::as_ptr(rules) as usize,
+            values: if values.is_empty() { 0 } else { self.hasher.hash_one(&values) },
         };
         if self.cache.len() >= CACHE_LIMIT && !self.cache.contains_key(&key) {
             self.cache.clear();
         }
         let metrics = &self.telemetry.metrics;
-        self.cache.entry(key).or_insert_with(|| Handles::new(metrics, record))
+        let handles = self.cache.entry(key).or_insert_with(|| Handles::new(metrics, record, rules, &values));
+        &handles.counters
     }
 }
 
@@ -276,66 +301,30 @@ impl Recorder {
 pub struct ConnectionGuard(());
 
 impl Handles {
-    fn new(metrics: &Metrics, record: &Record<'_>) -> Self {
-        let labels = Labels::new(record);
-        let _alive = (record.source.clone(), record.destination.clone(), record.service.clone());
-        if record.method.is_none() {
-            let counter = |family: &Family<Labels, Counter>| family.get_or_create(&labels).clone();
-            let tcp = (
-                counter(&metrics.opened),
-                counter(&metrics.closed),
-                counter(&metrics.sent),
-                counter(&metrics.received),
-            );
-            return Self { _alive, http: None, tcp: Some(tcp) };
-        }
-        let histogram = |family: &Histograms| family.get_or_create(&labels).0.clone();
-        let http = (
-            metrics.requests.get_or_create(&labels).clone(),
-            histogram(&metrics.durations),
-            histogram(&metrics.request_bytes),
-            histogram(&metrics.response_bytes),
-        );
-        Self { _alive, http: Some(http), tcp: None }
-    }
-}
-
-impl Labels {
-    fn new(record: &Record<'_>) -> Self {
-        let (source, destination, service) = (record.source, record.destination, record.service);
-        let tcp = record.method.is_none();
-        let protocol = match (tcp, record.grpc) {
-            (true, _) => "tcp",
-            (false, true) => "grpc",
-            (false, false) => "http",
+    fn new(metrics: &Metrics, record: &Record<'_>, rules: &Arc<MetricRules>, values: &[Arc<str>]) -> Self {
+        let standard = Labels::standard(record);
+        let labels = |metric| rules.labels(metric, &standard, values);
+        let counter = |metric, family: &Family<Labels, Counter>| {
+            labels(metric).map(|labels| family.get_or_create(&labels).clone())
         };
-        let http = HttpLabels((!tcp).then_some((record.status, record.grpc_status.filter(|_| record.grpc))));
-        Self {
-            reporter: "waypoint",
-            source_workload: source.workload.clone(),
-            source_canonical_service: source.canonical_service.clone(),
-            source_canonical_revision: source.canonical_revision.clone(),
-            source_workload_namespace: source.namespace.clone(),
-            source_principal: record.peer_principal.map_or_else(|| source.principal.clone(), Arc::from),
-            source_app: source.app.clone(),
-            source_version: source.version.clone(),
-            source_cluster: source.cluster.clone(),
-            destination_workload: destination.workload.clone(),
-            destination_workload_namespace: destination.namespace.clone(),
-            destination_principal: destination.principal.clone(),
-            destination_app: destination.app.clone(),
-            destination_version: destination.version.clone(),
-            destination_service: service.host.clone(),
-            destination_canonical_service: destination.canonical_service.clone(),
-            destination_canonical_revision: destination.canonical_revision.clone(),
-            destination_service_name: service.name.clone(),
-            destination_service_namespace: service.namespace.clone(),
-            destination_cluster: destination.cluster.clone(),
-            request_protocol: protocol,
-            http,
-            response_flags: record.flags.to_string(),
-            connection_security_policy: record.security.label(),
-        }
+        let histogram =
+            |metric, family: &Histograms| labels(metric).map(|labels| family.get_or_create(&labels).0.clone());
+        let counters = match record.method {
+            Some(_) => Counters::Http {
+                count: counter(Metric::Requests, &metrics.requests),
+                duration: histogram(Metric::Durations, &metrics.durations),
+                request_bytes: histogram(Metric::RequestBytes, &metrics.request_bytes),
+                response_bytes: histogram(Metric::ResponseBytes, &metrics.response_bytes),
+            },
+            None => Counters::Tcp {
+                opened: counter(Metric::Opened, &metrics.opened),
+                closed: counter(Metric::Closed, &metrics.closed),
+                sent: counter(Metric::Sent, &metrics.sent),
+                received: counter(Metric::Received, &metrics.received),
+            },
+        };
+        let _alive = (record.source.clone(), record.destination.clone(), record.service.clone(), rules.clone());
+        Self { counters, _alive }
     }
 }
 

@@ -23,6 +23,11 @@ pub mod istio {
     pub mod ca {
         tonic::include_proto!("istio.v1.auth");
     }
+    /// `stats`: what is to be reported as metrics.
+    #[allow(unreachable_pub, clippy::all, clippy::allow_attributes_without_reason, reason = "generated")]
+    pub mod stats {
+        tonic::include_proto!("stats");
+    }
     /// `istio.workload.zds`: a node's pods, told by istio-cni.
     #[allow(unreachable_pub, clippy::all, clippy::allow_attributes_without_reason, reason = "generated")]
     pub mod zds {

@@ -15,6 +15,8 @@ const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(600);
 
 /// The logger that is there without being declared.
 const BUILT_IN_LOGGER: &str = "envoy";
+/// The same for metrics, and the type of such providers.
+const PROMETHEUS: &str = "prometheus";
 
 /// Providers by name; for one that cannot be used, why.
 #[derive(Debug, Default)]
@@ -24,11 +26,18 @@ pub(crate) struct Providers {
 }
 
 /// What holds where no Telemetry says otherwise: names of providers.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Defaults {
     pub(crate) access_logging: Vec<String>,
     pub(crate) tracing: Vec<String>,
+    pub(crate) metrics: Vec<String>,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Self { access_logging: Vec::new(), tracing: Vec::new(), metrics: vec![PROMETHEUS.to_owned()] }
+    }
 }
 
 /// A service or a file outside, by `meshConfig.extensionProviders[]`.
@@ -39,6 +48,8 @@ enum Provider {
     Log(FileLog),
     /// `opentelemetry`
     Trace(Collector),
+    /// `prometheus`
+    Metrics,
 }
 
 /// Who is asked whether a request may pass.
@@ -238,6 +249,7 @@ impl Providers {
         }
         let mut named: BTreeMap<_, _> = named.collect();
         named.entry(BUILT_IN_LOGGER.to_owned()).or_insert(built_in);
+        named.entry(PROMETHEUS.to_owned()).or_insert(Ok(Provider::Metrics));
         Self { named, defaults }
     }
 
@@ -278,6 +290,14 @@ impl Providers {
         })
     }
 
+    /// Whether a provider fetches metrics.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub(crate) fn fetches_metrics(&self, name: &str) -> Result<(), String> {
+        self.of_kind(name, "fetches metrics", |provider| matches!(provider, Provider::Metrics).then_some(()))
+    }
+
     fn of_kind<'p, T>(&'p self, name: &str, does: &str, pick: impl Fn(&'p Provider) -> Option<T>) -> Result<T, String> {
         let found = self.named.get(name).map(|provider| provider.as_ref().map_err(Clone::clone)).transpose()?;
         let none = || format!("the mesh configuration has no extension provider {name:?} that {does}");
@@ -286,11 +306,12 @@ impl Providers {
 }
 
 type Reader = fn(Value) -> Result<Provider, serde_json::Error>;
-const READERS: [(&str, Reader); 4] = [
+const READERS: [(&str, Reader); 5] = [
     ("envoyExtAuthzHttp", |value| serde_json::from_value(value).map(Authorizer::Http).map(Provider::Authorizer)),
     ("envoyExtAuthzGrpc", |value| serde_json::from_value(value).map(Authorizer::Grpc).map(Provider::Authorizer)),
     ("envoyFileAccessLog", |value| serde_json::from_value(value).map(Provider::Log)),
     ("opentelemetry", |value| serde_json::from_value(value).map(Provider::Trace)),
+    (PROMETHEUS, |_| Ok(Provider::Metrics)),
 ];
 
 /// As the mesh configuration says logs are to be, wherever they are turned on.

@@ -16,6 +16,9 @@ use ext::filters::network::tcp_proxy::v3 as tcp_proxy;
 
 /// Envoy's own limit on direct responses, which istiod raises where it writes routes itself.
 const DIRECT_RESPONSE_BYTES: u32 = 1024 * 1024;
+/// Istio's filter that counts.
+const STATS: &str = "istio.stats";
+const STATS_TYPE: &str = "type.googleapis.com/stats.PluginConfig";
 
 /// An HTTP chain before it is put together.
 struct Http<'a> {
@@ -76,6 +79,7 @@ impl Builder<'_, '_> {
         };
         let mut filters = vec![network_filter("istio.metadata_exchange", any_as(pb::TYPED_STRUCT, &exchange))];
         filters.extend(self.network_access(target));
+        filters.extend(self.stats(target).map(|stats| network_filter(STATS, any_as(STATS_TYPE, &stats))));
         filters
     }
 
@@ -171,7 +175,9 @@ impl Builder<'_, '_> {
         {
             filters.push(http_filter("envoy.filters.http.dynamic_forward_proxy", any(&resolve_host(service))));
         }
-        filters.extend([http_filter("waypoint_upstream_peer_metadata", peer_metadata(upstream)), router()]);
+        filters.push(http_filter("waypoint_upstream_peer_metadata", peer_metadata(upstream)));
+        filters.extend(self.stats(target).map(|stats| http_filter(STATS, any_as(STATS_TYPE, &stats))));
+        filters.push(router());
         filters
     }
 }

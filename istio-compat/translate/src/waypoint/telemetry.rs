@@ -1,5 +1,8 @@
 //! Telemetry -> what a chain logs and traces. The mesh configuration's defaults first, then the mesh's Telemetry, the waypoint's
 //! namespace's, and those attached to the waypoint and to the service; what is more specific counts.
+mod metrics;
+pub(crate) use metrics::is_metric;
+
 use std::collections::BTreeMap;
 
 use compat_objects::istio::{CustomTag, ModeSelector, ProviderRef, Telemetry, WorkloadMode};

@@ -268,9 +268,14 @@ const COMPANIONS: [(&str, &str, &[&str]); 41] = [
     ),
     ("spec.trafficPolicy.loadBalancer.warmup", r#"{"trafficPolicy":{"loadBalancer":{"simple":"ROUND_ROBIN"}}}"#, &[]),
 ];
-const MORE_COMPANIONS: [(&str, &str, &[&str]); 38] = [
+const MORE_COMPANIONS: [(&str, &str, &[&str]); 39] = [
     ("Telemetry spec.targetRef", r#"{"accessLogging":[{"providers":[{"name":"file"}]}]}"#, &[]),
     ("Telemetry spec.selector", r#"{"accessLogging":[{"providers":[{"name":"file"}]}]}"#, &["/targetRefs"]),
+    (
+        "Telemetry spec.metrics[].overrides[].match",
+        r#"{"metrics":[{"overrides":[{"disabled":true,"match":{"metric":"REQUEST_COUNT"}}]}]}"#,
+        &[],
+    ),
     ("Telemetry spec.accessLogging[].", r#"{"accessLogging":[{"providers":[{"name":"file"}]}]}"#, &[]),
     ("Telemetry spec.tracing[].", r#"{"tracing":[{"providers":[{"name":"otel"}]}]}"#, &[]),
     (
@@ -559,12 +564,14 @@ const VALUES: [(&str, &str); 96] = [
     ("backendRef.port", "90"),
     ("namespace", r#""other""#),
 ];
-const MORE_VALUES: [(&str, &str); 42] = [
+const MORE_VALUES: [(&str, &str); 44] = [
     ("accessLogging[].providers[].name", r#""envoy""#),
     ("accessLogging[].match.mode", r#""CLIENT""#),
     ("tracing[].match.mode", r#""CLIENT""#),
     ("tracing[].providers[].name", r#""other""#),
     ("overrides[].match.mode", r#""CLIENT""#),
+    ("overrides[].match.metric", r#""REQUEST_SIZE""#),
+    ("overrides[].match.customMetric", r#""request_bytes""#),
     ("enableIstioTags", "false"),
     ("randomSamplingPercentage", "30"),
     ("metrics[].providers[].name", r#""stackdriver""#),

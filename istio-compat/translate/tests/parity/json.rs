@@ -123,9 +123,6 @@ const UNORDERED: &[&str] = &[
 /// Members that no data plane of ours reads.
 const DROPPED: &[&str] = &["disable_mx"];
 
-/// Istio's metrics, which our engine has without being told.
-const STATISTICS: &str = "type.googleapis.com/stats.PluginConfig";
-
 fn normalised(value: Value) -> Value {
     match value {
         Value::Object(members) => {
@@ -142,9 +139,6 @@ fn normalised(value: Value) -> Value {
                 let mut value = normalised(value);
                 if let ("ranges", Value::Array(list)) = (name.as_str(), &mut value) {
                     list.retain(|range| !is_left_out(range));
-                }
-                if let ("http_filters" | "filters", Value::Array(list)) = (name.as_str(), &mut value) {
-                    list.retain(|filter| filter["typed_config"]["@type"] != STATISTICS);
                 }
                 if let ("range_matchers", Value::Array(list)) = (name.as_str(), &mut value) {
                     list.retain(|matcher| matcher["ranges"].as_array().is_some_and(|ranges| !ranges.is_empty()));

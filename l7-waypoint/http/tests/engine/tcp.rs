@@ -18,6 +18,7 @@ fn chain(rbac: Vec<Rbac>) -> TcpChain {
         hash_source_ip: false,
         max_connect_attempts: 2,
         access_logs: Vec::new(),
+        stats: None,
     }
 }
 

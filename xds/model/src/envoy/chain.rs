@@ -10,7 +10,7 @@ use super::filter::HttpFilter;
 use super::matcher::StringMatcher;
 use super::rbac::Rbac;
 use super::route::RouteConfig;
-use super::telemetry::{AccessLog, Tracing};
+use super::telemetry::{AccessLog, StatsFilter, Tracing};
 
 /// Everything a waypoint serves: immutable, replaced whole.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
@@ -218,6 +218,8 @@ pub struct TcpChain {
     pub hash_source_ip: bool,
     pub max_connect_attempts: u32,
     pub access_logs: Vec<AccessLog>,
+    /// What is changed of the metrics.
+    pub stats: Option<StatsFilter>,
 }
 
 /// Where a TCP connection goes.

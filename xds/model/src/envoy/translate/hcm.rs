@@ -10,7 +10,7 @@ use xds_proto::envoy::google::protobuf as wkt;
 
 use super::common::{TypedStruct, is_true, opt_duration, timeout, type_name, u32_of, unpack};
 use super::report::{At, Refusable, Refusal, Report, refuse_rest};
-use super::telemetry::{access_logs, stats, tracing};
+use super::telemetry::{access_logs, stats, stats_as_json, tracing};
 use super::{ext_authz, filter, headers, rbac, route};
 use crate::envoy::chain::{
     EscapedSlashes, ForwardClientCert, HttpChain, HttpOptions, PathOptions, ServerHeader, UnderscoreAction,
@@ -252,10 +252,7 @@ fn typed_struct(any: &wkt::Any, report: &mut Report) -> Refusable<HttpFilterKind
     let TypedStruct { type_url, value: _ } = unpack(any)?;
     match type_name(&type_url) {
         "io.istio.http.peer_metadata.Config" => Ok(HttpFilterKind::PeerMetadata),
-        "stats.PluginConfig" => {
-            report.ignored("stats", "given as JSON: its overrides have no effect in Strata");
-            Ok(HttpFilterKind::Stats(Box::default()))
-        }
+        "stats.PluginConfig" => Ok(HttpFilterKind::Stats(Box::new(stats_as_json(report)))),
         other => Err(Refusal::new("unknown filter", other)),
     }
 }

@@ -11,10 +11,11 @@ use xds_proto::envoy::google::protobuf as wkt;
 
 use super::common::{TypedStruct, duration, is_true, opt_duration, timeout, type_name, u32_of, unpack};
 use super::report::{At, Refusable, Refusal, Report, refuse_rest};
-use super::telemetry::access_logs;
+use super::telemetry::{access_logs, stats, stats_as_json};
 use super::{dispatch, hcm, rbac, tls as tls_context};
 use crate::envoy::chain::{Chain, ChainKind, Keepalive, TcpChain, TcpTarget, Terminate, WaypointConfig};
 use crate::envoy::filter::HttpFilterKind;
+use crate::envoy::telemetry::StatsFilter;
 
 /// Listeners between internal hops that Strata does without.
 const INTERNAL: [&str; 3] = ["connect_originate", "inner_connect_originate", "outer_connect_originate"];
@@ -99,7 +100,7 @@ fn chain(mut message: wire::FilterChain, report: &mut Report) -> Refusable<Chain
     message.metadata.take();
     let filters = take(&mut message.filters);
     refuse_rest(&message)?;
-    let mut network = Vec::new();
+    let (mut network, mut counted) = (Vec::new(), None);
     let count = filters.len();
     for (index, filter) in filters.into_iter().enumerate() {
         let wire::Filter { name, config_type } = filter;
@@ -113,10 +114,11 @@ fn chain(mut message: wire::FilterChain, report: &mut Report) -> Refusable<Chain
         let last = index + 1 == count;
         match network_filter(&any, report).at(&name)? {
             Network::Rbac(rbac) if !last => network.push(rbac),
+            Network::Stats(config) if !last => counted = Some(config),
             Network::Nothing if !last => {}
             Network::Http(chain) if last && network.is_empty() => return Ok(ChainKind::Http(chain)),
             Network::Tcp(mut chain) if last => {
-                chain.rbac = network;
+                (chain.rbac, chain.stats) = (network, counted);
                 return Ok(ChainKind::Tcp(chain));
             }
             _ => return Err(Refusal::new(name, "unexpected at this place of the chain")),
@@ -127,6 +129,7 @@ fn chain(mut message: wire::FilterChain, report: &mut Report) -> Refusable<Chain
 
 enum Network {
     Nothing,
+    Stats(StatsFilter),
     Rbac(crate::envoy::rbac::Rbac),
     Http(Box<crate::envoy::chain::HttpChain>),
     Tcp(Box<TcpChain>),
@@ -147,12 +150,13 @@ fn network_filter(any: &wkt::Any, report: &mut Report) -> Refusable<Network> {
             hcm::filter_state(on_downstream_tls_handshake)?;
             Network::Nothing
         }
-        "stats.PluginConfig" => Network::Nothing,
+        "stats.PluginConfig" => Network::Stats(stats(unpack(any)?, report)),
         "udpa.type.v1.TypedStruct" | "xds.type.v3.TypedStruct" => {
             let TypedStruct { type_url, value: _ } = unpack(any)?;
             match type_name(&type_url) {
                 // Telemetry: the peer is looked up by its address in any case.
-                "envoy.tcp.metadataexchange.config.MetadataExchange" | "stats.PluginConfig" => Network::Nothing,
+                "envoy.tcp.metadataexchange.config.MetadataExchange" => Network::Nothing,
+                "stats.PluginConfig" => Network::Stats(stats_as_json(report)),
                 other => return Err(Refusal::new("unknown filter", other)),
             }
         }
@@ -197,6 +201,7 @@ fn tcp_proxy(mut message: net::tcp_proxy::v3::TcpProxy, report: &mut Report) -> 
         hash_source_ip,
         max_connect_attempts: u32_of(message.max_connect_attempts.take()).unwrap_or(1),
         access_logs: access_logs(take(&mut message.access_log), report),
+        stats: None,
     };
     if message.tunneling_config.is_some() {
         return Err(Refusal::new("tunneling_config", "not supported"));

@@ -9,6 +9,7 @@ use xds_proto::envoy::envoy::extensions::access_loggers::file::v3 as file;
 use xds_proto::envoy::envoy::extensions::access_loggers::filters::cel::v3 as cel;
 use xds_proto::envoy::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use xds_proto::envoy::envoy::r#type::tracing::v3 as tag;
+use xds_proto::istio::stats::{MetricConfig, PluginConfig};
 
 use super::common::{format_text, inline_text, json, type_name, u32_of, unpack};
 use super::report::{Refusable, Refusal, Report};
@@ -219,36 +220,9 @@ pub(super) fn text(message: Option<core::SubstitutionFormatString>) -> Refusable
     format_text(message.ok_or_else(|| Refusal::new("format_string", "missing"))?)
 }
 
-/// `stats.PluginConfig` of istio.api, which `envoy-types` leaves out.
-#[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct PluginConfig {
-    #[prost(bool, tag = "6")]
-    disable_host_header_fallback: bool,
-    #[prost(message, optional, tag = "7")]
-    tcp_reporting_duration: Option<xds_proto::envoy::google::protobuf::Duration>,
-    #[prost(message, repeated, tag = "8")]
-    metrics: Vec<MetricConfig>,
-    /// 1: SERVER_GATEWAY; a waypoint always is one.
-    #[prost(int32, tag = "10")]
-    reporter: i32,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct MetricConfig {
-    #[prost(btree_map = "string, string", tag = "1")]
-    dimensions: std::collections::BTreeMap<String, String>,
-    #[prost(string, tag = "2")]
-    name: String,
-    #[prost(string, repeated, tag = "3")]
-    tags_to_remove: Vec<String>,
-    #[prost(string, tag = "4")]
-    r#match: String,
-    #[prost(bool, tag = "5")]
-    drop: bool,
-}
-
 /// Reads the statistics filter.
 pub(super) fn stats(message: PluginConfig, report: &mut Report) -> StatsFilter {
+    // A waypoint always reports as one.
     let PluginConfig { disable_host_header_fallback, tcp_reporting_duration, metrics, reporter: _ } = message;
     if tcp_reporting_duration.is_some() {
         report.ignored("stats.tcp_reporting_duration", "TCP metrics are reported at open and close");
@@ -263,6 +237,12 @@ pub(super) fn stats(message: PluginConfig, report: &mut Report) -> StatsFilter {
         })
         .collect();
     StatsFilter { disable_host_header_fallback, metrics }
+}
+
+/// The same, as older control planes send it.
+pub(super) fn stats_as_json(report: &mut Report) -> StatsFilter {
+    report.ignored("stats", "given as JSON: its overrides have no effect in Strata");
+    StatsFilter::default()
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! CEL over finished requests: the filter of an access log, in the attributes that Envoy has for it
+//! CEL over finished requests: the filter of an access log, the value of a metric's label, in the attributes that Envoy has
 //! (envoy/docs/intro/arch_overview/advanced/attributes).
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -8,6 +8,7 @@ use cel::{Context, Env, Program, Value};
 use http::HeaderMap;
 
 use crate::metrics::Security;
+use crate::peer::Peer;
 use crate::record::Record;
 
 /// The language's own functions, made once.
@@ -18,8 +19,9 @@ type Known = fn(&Record<'_>) -> Fields;
 /// Longer texts are refused, bytes: parser and evaluation go as deep as a text is long (nesting itself is bounded by the parser).
 const LONGEST: usize = 1024;
 
-/// What can be asked of a request. Not its times, and nothing that filters leave behind in Envoy (`metadata`, `filter_state`).
-const KNOWN: [(&str, Known); 7] = [
+/// What can be asked of a request: Envoy's attributes, and Istio's for the workloads at both ends. Not its times, and nothing that
+/// filters leave behind in Envoy (`metadata`, `filter_state`).
+const KNOWN: [(&str, Known); 9] = [
     ("request", request),
     ("response", response),
     ("connection", connection),
@@ -27,10 +29,12 @@ const KNOWN: [(&str, Known); 7] = [
     ("destination", |record| endpoint(Some(record.downstream_local))),
     ("upstream", upstream),
     ("xds", xds),
+    ("downstream_peer", |record| peer(record.source)),
+    ("upstream_peer", |record| peer(record.destination)),
 ];
 
-/// A condition, compiled.
-pub(super) struct Expression {
+/// Compiled.
+pub(crate) struct Expression {
     program: Program,
     asked: Vec<(&'static str, Known)>,
 }
@@ -38,7 +42,7 @@ pub(super) struct Expression {
 impl Expression {
     /// # Errors
     /// If the text is no CEL, or asks for what is not known of a finished request.
-    pub(super) fn compile(text: &str) -> Result<Self, String> {
+    pub(crate) fn compile(text: &str) -> Result<Self, String> {
         if text.len() > LONGEST {
             return Err(format!("is longer than {LONGEST} bytes"));
         }
@@ -52,12 +56,28 @@ impl Expression {
     }
 
     /// Whether it is true of a request. As with Envoy, what cannot be evaluated (a header that is not there) is not.
-    pub(super) fn holds(&self, record: &Record<'_>) -> bool {
+    pub(crate) fn holds(&self, record: &Record<'_>) -> bool {
+        matches!(self.value(record), Some(Value::Bool(true)))
+    }
+
+    /// What it says of a request, as text; `None` if it cannot be evaluated, or is neither text, number nor truth.
+    pub(crate) fn text(&self, record: &Record<'_>) -> Option<String> {
+        Some(match self.value(record)? {
+            Value::String(text) => text.to_string(),
+            Value::Int(number) => number.to_string(),
+            Value::UInt(number) => number.to_string(),
+            Value::Float(number) => number.to_string(),
+            Value::Bool(truth) => truth.to_string(),
+            _ => return None,
+        })
+    }
+
+    fn value(&self, record: &Record<'_>) -> Option<Value> {
         let mut context = Context::with_env(FUNCTIONS.clone());
         for (name, known) in &self.asked {
             context.add_variable_from_value(*name, known(record));
         }
-        matches!(self.program.execute(&context), Ok(Value::Bool(true)))
+        self.program.execute(&context).ok()
     }
 }
 
@@ -138,6 +158,21 @@ fn upstream(record: &Record<'_>) -> Fields {
     fields.extend(found.transport_failure.map(|reason| ("transport_failure_reason", text(reason))));
     fields.insert("request_attempt_count", number(u64::from(found.attempts)));
     fields
+}
+
+/// Under the names that Istio gives the parts of a workload.
+fn peer(peer: &Peer) -> Fields {
+    let known = [
+        ("workload", &peer.workload),
+        ("namespace", &peer.namespace),
+        ("principal", &peer.principal),
+        ("app", &peer.app),
+        ("version", &peer.version),
+        ("service", &peer.canonical_service),
+        ("revision", &peer.canonical_revision),
+        ("cluster", &peer.cluster),
+    ];
+    known.into_iter().map(|(name, value)| (name, text(&**value))).collect()
 }
 
 fn xds(record: &Record<'_>) -> Fields {
