@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# ca.sh [add|switch|drop]: the mesh's CA as an administrator plugs it into istiod (Secret istio-system/cacerts), and a new root in its
+# ca.sh [adopt|add|switch|drop]: the mesh's CA as an administrator plugs it into istiod (Secret istio-system/cacerts), and a new root in its
 # three steps: add (the next root is trusted beside the present one), switch (the next one signs; restart what should get new
-# certificates at once), drop (the old root is trusted no more). Without an argument: the present one, from then on.
+# certificates at once), drop (the old root is trusted no more). Without an argument: the present one, from then on; adopt: the
+# present one is the one that the control plane made itself.
 set -euo pipefail
 # shellcheck source=env.sh
 . "$(dirname "$0")/env.sh"
@@ -34,11 +35,17 @@ plug() {
     kubectl apply --server-side --force-conflicts -f - > /dev/null
 }
 
+# own KEY: of the CA that the control plane made.
+own() { kubectl -n istio-system get secret istio-ca-secret -o "jsonpath={.data.$1}" | base64 -d; }
+if [ "${1:-}" = adopt ]; then
+  own 'ca-key\.pem' > "$cas/$present-ca.key"
+  own 'ca-cert\.pem' | tee "$cas/$present-root.crt" > "$cas/$present-ca.crt"
+fi
 make "$present"
 case ${1:-} in
-  '') plug "$present" "$present" ;;
+  '' | adopt) plug "$present" "$present" ;;
   add) make $next; plug "$present" "$present" $next ;;
   switch) plug $next "$present" $next ;;
   drop) plug $next $next; echo $next > "$cas/number" ;;
-  *) die "ca.sh: add, switch or drop" ;;
+  *) die "ca.sh: adopt, add, switch or drop" ;;
 esac

@@ -107,6 +107,8 @@ CONTROL_WRITES = [
     ({""}, {"secrets"}, None, {"create"}),
     ({"gateway.networking.k8s.io"}, {"gatewayclasses"}, {"istio-waypoint"}, {"create", "patch"}),
     ({"apps"}, {"deployments"}, None, READ | {"create", "patch"}),
+    ({"autoscaling"}, {"horizontalpodautoscalers"}, None, READ | {"create", "patch"}),
+    ({"policy"}, {"poddisruptionbudgets"}, None, READ | {"create", "patch"}),
     ({""}, {"services", "serviceaccounts"}, None, {"create", "patch"}),
 ]
 

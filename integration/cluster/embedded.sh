@@ -78,6 +78,42 @@ same_address() { [ "$(address)" = "$drawn" ]; }
 check "the ServiceEntry's address is the same" same_address
 sandbox embedded later:node-b
 check "a pod that starts afterwards gets its identity" eventually moved later
+
+say "the mesh gets a new root"
+# trusted N: every identity on both nodes, and the waypoint's, knows N roots.
+trusted() {
+  local agent
+  for agent in $(kubectl -n istio-system get pods -l app.kubernetes.io/name=strata-agent -o name); do
+    kubectl -n istio-system exec "$agent" -c agent -- strata --run-dir /run/strata get proxy /config_dump
+  done > "$run/certificates.json"
+  kubectl -n embedded exec deployment/waypoint -- pilot-agent request GET config_dump/strata >> "$run/certificates.json"
+  python3 - "$1" "$run/certificates.json" <<'PYTHON'
+import json, sys
+text, at, found = open(sys.argv[2]).read(), 0, []
+while text[at:].strip():
+    at += len(text[at:]) - len(text[at:].lstrip())
+    dump, at = json.JSONDecoder().raw_decode(text, at)
+    found += [len(identity["rootCerts"]) for identity in dump["certificates"]]
+sys.exit(not (found and set(found) == {int(sys.argv[1])}))
+PYTHON
+}
+signed() { [ "$(kubectl -n istio-system logs deployment/strata-control | grep -c 'signed by another CA')" -ge "$1" ]; }
+new_root() {
+  "$here/ca.sh" adopt
+  check "the CA is the user's" eventually signed 1
+  "$here/ca.sh" add
+  check "both roots are trusted" wait_for 120 "both roots" trusted 2
+  "$here/ca.sh" switch
+  check "the next CA signs" eventually signed 3
+  kubectl -n istio-system rollout restart daemonset/ztunnel > /dev/null
+  kubectl -n istio-system rollout status daemonset/ztunnel --timeout=120s > /dev/null
+  kubectl -n embedded rollout restart deployment/waypoint > /dev/null
+  kubectl -n embedded rollout status deployment/waypoint --timeout=120s > /dev/null
+  "$here/ca.sh" drop
+  check "the old one is trusted no more" wait_for 120 "the new root" trusted 1
+}
+traffic_during "a new root" embedded server.embedded.svc.cluster.local new_root
+check "requests are governed as before" eventually moved client
 kubectl delete namespace embedded embedded-outside --wait=false > /dev/null
 
 say "scenes"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # test.sh: what only a real cluster can show. Brings the cluster up, has its API server read the chart, plays every scene, upgrades
-# and removes Strata; the same cluster anew with another CNI and Strata behind it, and without istiod; and takes it away (KEEP=1
+# and removes Strata; the same cluster anew with another CNI and Strata behind it, and without istiod, which then takes over; and takes it away (KEEP=1
 # leaves it). What needs no cluster is in offline.sh.
 set -euo pipefail
 # shellcheck source=env.sh
@@ -33,3 +33,5 @@ say "behind another CNI"
 "$here/down.sh" --wipe
 say "without istiod"
 "$here/embedded.sh"
+say "an istiod takes over, and back"
+"$here/takeover.sh"

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rcgen::{
@@ -13,6 +14,7 @@ use rcgen::{
 };
 pub(crate) use service::CaService;
 use time::OffsetDateTime;
+use tokio::sync::watch;
 
 use crate::tokens::write_private;
 
@@ -36,6 +38,9 @@ pub enum CaError {
     #[error("certificate request refused: {0}")]
     Request(String),
 }
+
+/// The authority in force, whatever it is by then.
+pub(crate) type Current = watch::Receiver<Arc<Authority>>;
 
 /// Signs.
 pub struct Authority {

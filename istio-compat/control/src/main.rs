@@ -42,6 +42,9 @@ struct Args {
     /// Secret with credentials for their image, in each waypoint's namespace; repeatable.
     #[arg(long = "waypoint-pull-secret", value_name = "NAME", requires = "in_cluster")]
     waypoint_pull_secrets: Vec<String>,
+    /// Makes the Deployments of waypoints. false leaves those there are as they are: while another control plane takes over.
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set, requires = "in_cluster")]
+    deploy_waypoints: bool,
     /// Where waypoints find this process. [default: https://strata-control.NAMESPACE.svc:15012]
     #[arg(long, value_name = "https://HOST:PORT", requires = "in_cluster")]
     own_address: Option<String>,
@@ -100,6 +103,7 @@ impl Args {
         let address = self.own_address.clone();
         Ok(State::Cluster(ClusterConfig {
             namespace: namespace.clone(),
+            deploy_waypoints: self.deploy_waypoints,
             waypoint: WaypointConfig {
                 image: image.clone(),
                 pull_policy: self.waypoint_pull_policy.clone(),

@@ -21,7 +21,8 @@ use xds_proto::istio::ca::istio_certificate_service_server::IstioCertificateServ
 use xds_server::Clients;
 
 use crate::accounts::{Accounts, ClusterAccounts};
-use crate::ca::{Authority, CaError, CaService};
+use crate::ca::{Authority, CaError, CaService, Current};
+use crate::cluster::authority::CaSecret;
 use crate::cluster::{self, Cluster};
 use crate::grants::Grants;
 use crate::jwks::Fetcher;
@@ -76,8 +77,8 @@ impl Control {
             Objects::Folders(_) => None,
             Objects::Kubernetes(access) => Some(ApiServer::connect(access).await?),
         };
-        let (authority, accounts) = establish(&config, api.as_ref()).await?;
-        let authority = Arc::new(authority);
+        let (authority, kept, accounts) = establish(&config, api.as_ref()).await?;
+        let (signing, authority) = watch::channel(Arc::new(authority));
         let state = Arc::new(State::new(accounts, config.mesh.trust_domain.clone()));
         let (trigger, drain) = drain::channel();
         let (readiness, registry) = (Readiness::new(), Registry::new());
@@ -95,6 +96,9 @@ impl Control {
         let (listener, secure_addr) = listen(config.secure_addr).await?;
         let incoming = serving::incoming(listener, &authority, names(&config), drain.clone())?;
         clients.push(serve(incoming, &state, &authority, drain.clone()));
+        if let Some(kept) = kept {
+            task::spawn("authority", kept.follow(signing, drain.clone()));
+        }
         let metrics = Metrics::new(&registry, clients.clone());
         admin(&config, &state, clients, readiness.clone(), registry, &drain).await?;
 
@@ -112,7 +116,7 @@ impl Control {
         let cluster = match (&config.state, &api) {
             (Store::Cluster(cluster), Some(api)) => {
                 task::spawn("grants", Grants::review(state.clone(), AccessReviewer::new(api), drain.clone()));
-                Some(Cluster::start(api, cluster.clone(), authority.root_pem().to_owned()))
+                Some(Cluster::start(api, cluster.clone(), authority.clone()))
             }
             _ => None,
         };
@@ -134,11 +138,14 @@ impl Control {
     }
 }
 
-/// The root, and who vouches for clients.
-async fn establish(config: &Config, api: Option<&ApiServer>) -> Result<(Authority, Accounts), ControlError> {
+/// The root, where it is read again if it may change, and who vouches for clients.
+async fn establish(
+    config: &Config,
+    api: Option<&ApiServer>,
+) -> Result<(Authority, Option<CaSecret>, Accounts), ControlError> {
     match (&config.state, api) {
         (Store::Folder(folder), _) => {
-            Ok((Authority::open(folder)?, Accounts::Files(Tokens::new(folder.join("tokens")))))
+            Ok((Authority::open(folder)?, None, Accounts::Files(Tokens::new(folder.join("tokens")))))
         }
         (Store::Cluster(_), None) => Err(ControlError::NoCluster),
         (Store::Cluster(cluster), Some(api)) => {
@@ -146,7 +153,8 @@ async fn establish(config: &Config, api: Option<&ApiServer>) -> Result<(Authorit
                 reviewer: TokenReviewer::new(api, cluster::AUDIENCE),
                 node_proxy: (cluster.namespace.clone(), cluster::NODE_PROXY.to_owned()),
             };
-            Ok((cluster::authority(api, &cluster.namespace).await?, Accounts::Cluster(accounts)))
+            let (authority, kept) = CaSecret::first(api, &cluster.namespace).await?;
+            Ok((authority, Some(kept), Accounts::Cluster(accounts)))
         }
     }
 }
@@ -162,7 +170,7 @@ async fn listen(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), ControlEr
 fn serve<S>(
     incoming: impl Stream<Item = std::io::Result<S>> + Send + Unpin + 'static,
     state: &Arc<State>,
-    authority: &Arc<Authority>,
+    authority: &Current,
     mut drain: drain::Watch,
 ) -> Clients
 where
@@ -311,7 +319,8 @@ async fn follow(
             }
         };
         if let Some(named) = &named {
-            named.set(&output.referred);
+            let parameters = cluster.iter().flat_map(|_| cluster::referred(&snapshot.objects));
+            named.set(&output.referred.iter().cloned().chain(parameters).collect());
         }
         jwks.wanted(&output.jwks_uris, &snapshot.objects);
         if let Some(cluster) = &mut cluster {

@@ -17,7 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::ca::{Authority, CaError};
+use crate::ca::{Authority, CaError, Current};
 
 /// A certificate is issued anew after this time.
 const RENEW_AFTER: Duration = Duration::from_secs(24 * 3600);
@@ -53,11 +53,11 @@ impl ResolvesServerCert for Serving {
 /// If there is no first certificate for `names` and this host's addresses.
 pub(crate) fn incoming(
     listener: TcpListener,
-    authority: &Arc<Authority>,
+    authority: &Current,
     names: Vec<String>,
     mut drain: drain::Watch,
 ) -> Result<ReceiverStream<io::Result<TlsStream<TcpStream>>>, ServingError> {
-    let serving = Arc::new(Serving(ArcSwap::from_pointee(issue(authority, &names)?)));
+    let serving = Arc::new(Serving(ArcSwap::from_pointee(issue(&authority.borrow(), &names)?)));
     task::spawn("serving-certificate", renew(serving.clone(), authority.clone(), names, drain.clone()));
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
@@ -98,13 +98,15 @@ pub(crate) fn incoming(
     Ok(ReceiverStream::new(streams))
 }
 
-async fn renew(serving: Arc<Serving>, authority: Arc<Authority>, names: Vec<String>, mut drain: drain::Watch) {
+async fn renew(serving: Arc<Serving>, mut authority: Current, names: Vec<String>, mut drain: drain::Watch) {
     loop {
         tokio::select! {
             _ = drain.signaled() => return,
             () = tokio::time::sleep(RENEW_AFTER) => {}
+            Ok(()) = authority.changed() => {}
         }
-        match issue(&authority, &names) {
+        let issued = issue(&authority.borrow_and_update(), &names);
+        match issued {
             Ok(next) => serving.0.store(Arc::new(next)),
             Err(error) => tracing::error!(%error, "the serving certificate could not be renewed; it is tried again"),
         }

@@ -15,6 +15,7 @@ use certificates::{certificate, identity_of};
 use compat_control::{Access, ClusterConfig, Config, Control, Objects, State, WaypointConfig};
 use compat_objects::core::{ConfigMap, Namespace, Pod, Secret, Service, ServiceAccount};
 use compat_objects::k8s_openapi::api::apps::v1::Deployment;
+use compat_objects::k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use compat_objects::k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use compat_translate::MeshOptions;
 use kube::api::{
@@ -60,7 +61,7 @@ async fn start(cluster: &Cluster, folder: &Path) -> Control {
     };
     let config = Config {
         objects: Objects::Kubernetes(Access::Kubeconfig(cluster.kubeconfig())),
-        state: State::Cluster(ClusterConfig { namespace: SYSTEM.to_owned(), waypoint }),
+        state: State::Cluster(ClusterConfig { namespace: SYSTEM.to_owned(), deploy_waypoints: true, waypoint }),
         xds_addr: None,
         secure_addr: any,
         run_dir: folder.to_owned(),
@@ -171,6 +172,7 @@ async fn in_istiods_place() {
     let root = the_root_is_everywhere(&world).await;
     tokens_are_the_api_servers(&world, &control, &root).await;
     waypoints_are_deployed(&world).await;
+    parameters_are_added(&world).await;
     what_is_somebody_elses_stays(&world).await;
     secrets_are_for_those_who_may_read_them(&world, &control, &root).await;
     control.stop().await;
@@ -205,7 +207,42 @@ async fn a_ca_is_plugged_in(world: &World, folder: &Path) {
     let verify = ["verify", "-CAfile", "root.pem", "-untrusted", "ca.pem", "leaf.pem"];
     let verified = std::process::Command::new("openssl").args(verify).current_dir(folder).output().unwrap();
     assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
+    a_root_is_replaced(world, &control, &root).await;
     control.stop().await;
+}
+
+/// While the process runs, in Istio's three steps; what is no CA changes nothing.
+async fn a_root_is_replaced(world: &World, control: &Control, old: &str) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.distinguished_name.push(rcgen::DnType::CommonName, "next root");
+    let next = params.self_signed(&key).unwrap().pem();
+    let secrets = world.api::<Secret>(SYSTEM);
+    let write = async |data: Value| {
+        let change = Patch::Merge(json!({"stringData": data}));
+        secrets.patch("cacerts", &PatchParams::default(), &change).await.unwrap();
+    };
+    let trusted = async |root: &str| {
+        until("the roots", async || world.root_in("shop").await.filter(|found| *found == root)).await;
+    };
+    let own = world.token("shop", "cart", Some("cart-1"), "istio-ca").await;
+    let both = format!("{old}{next}");
+    write(json!({"root-cert.pem": both})).await;
+    trusted(&both).await;
+    write(json!({"ca-key.pem": "no key"})).await;
+    let new =
+        json!({"ca-key.pem": key.serialize_pem(), "ca-cert.pem": next, "cert-chain.pem": "", "root-cert.pem": both});
+    let channel = connect(control, old).await;
+    let chain = certificate(channel.clone(), &own, None).await.unwrap();
+    assert_eq!(chain.len(), 3, "the old CA signs: {chain:?}");
+    write(new).await;
+    let signed = async || certificate(channel.clone(), &own, None).await.ok().filter(|chain| chain.len() == 2);
+    assert_eq!(until("the next CA to sign", signed).await[1], both);
+    write(json!({"root-cert.pem": next})).await;
+    trusted(&next).await;
+    // The port's own certificate is the next CA's as well.
+    certificate(connect(control, &next).await, &own, None).await.unwrap();
 }
 
 /// Over TLS, trusting the mesh's root.
@@ -327,6 +364,46 @@ async fn waypoints_are_deployed(world: &World) {
     let gateway = world.gateways().get("waypoint").await.unwrap();
     assert_eq!(gateway.data["status"]["addresses"], json!([{"type": "IPAddress", "value": address}]));
     assert_eq!(gateway.data["status"]["listeners"][0]["name"], "mesh");
+}
+
+/// `infrastructure.parametersRef`: what it says is in force; what cannot be used changes nothing, and the Gateway says so.
+async fn parameters_are_added(world: &World) {
+    let patch = "spec: {template: {spec: {containers: [{name: istio-proxy, resources: {requests: {cpu: 250m}}}]}}}";
+    let map = |deployment: &str| {
+        json!({"metadata": {"name": "parameters"}, "data": {
+            "deployment": deployment, "podDisruptionBudget": "spec: {minAvailable: 1}",
+        }})
+    };
+    let maps = world.api::<ConfigMap>("shop");
+    let reference = json!({"spec": {"infrastructure": {
+        "parametersRef": {"group": "", "kind": "ConfigMap", "name": "parameters"},
+    }}});
+    world.gateways().patch("waypoint", &PatchParams::default(), &Patch::Merge(reference)).await.unwrap();
+    let accepted = async |status: &str, part: &str| {
+        let ask = async || {
+            let gateway = world.gateways().get("waypoint").await.unwrap();
+            condition(&gateway, "Accepted").filter(|(found, message)| found == status && message.contains(part))
+        };
+        until(&format!("Accepted={status}, {part}"), ask).await;
+    };
+    accepted("False", "ConfigMap shop/parameters is not known").await;
+    let cpu = async || {
+        let deployment = world.api::<Deployment>("shop").get("waypoint").await.unwrap();
+        let container = deployment.spec.unwrap().template.spec.unwrap().containers.remove(0);
+        container.resources.unwrap().requests.unwrap().remove("cpu").unwrap().0
+    };
+    assert_eq!(cpu().await, "100m");
+    world.create(&maps, map(patch)).await;
+    accepted("True", "").await;
+    until("the container's resources", async || (cpu().await == "250m").then_some(())).await;
+    let budgets = world.api::<PodDisruptionBudget>("shop");
+    let made = until("the budget", async || budgets.get_opt("waypoint").await.unwrap()).await;
+    let selected = made.spec.unwrap().selector.unwrap().match_labels.unwrap();
+    assert_eq!(selected["gateway.networking.k8s.io/gateway-name"], "waypoint");
+    let broken = Patch::Merge(map("spec: ["));
+    maps.patch("parameters", &PatchParams::default(), &broken).await.unwrap();
+    accepted("False", "ConfigMap shop/parameters: deployment: ").await;
+    assert_eq!(cpu().await, "250m");
 }
 
 async fn what_is_somebody_elses_stays(world: &World) {

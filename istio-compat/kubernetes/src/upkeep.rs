@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use compat_objects::core::{ConfigMap, Service, ServiceAccount};
 use compat_objects::k8s_openapi::api::apps::v1::Deployment;
+use compat_objects::k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use compat_objects::k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use futures::StreamExt as _;
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
 use kube::core::PartialObjectMeta;
@@ -33,6 +35,8 @@ pub enum Kept {
     ServiceAccount,
     Service,
     Deployment,
+    HorizontalPodAutoscaler,
+    PodDisruptionBudget,
     GatewayClass,
 }
 
@@ -43,6 +47,8 @@ impl Kept {
             Kept::ServiceAccount => ApiResource::erase::<ServiceAccount>(&()),
             Kept::Service => ApiResource::erase::<Service>(&()),
             Kept::Deployment => ApiResource::erase::<Deployment>(&()),
+            Kept::HorizontalPodAutoscaler => ApiResource::erase::<HorizontalPodAutoscaler>(&()),
+            Kept::PodDisruptionBudget => ApiResource::erase::<PodDisruptionBudget>(&()),
             Kept::GatewayClass => {
                 let kind = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "GatewayClass");
                 ApiResource::from_gvk_with_plural(&kind, "gatewayclasses")

@@ -6,13 +6,13 @@ use tonic::{Request, Response, Status};
 use xds_proto::istio::ca::istio_certificate_service_server::IstioCertificateService;
 use xds_proto::istio::ca::{IstioCertificateRequest, IstioCertificateResponse};
 
-use super::{Authority, CaError, DEFAULT_TTL};
+use super::{CaError, Current, DEFAULT_TTL};
 use crate::state::State;
 use crate::tokens::Holder;
 
 /// Signs for token holders.
 pub(crate) struct CaService {
-    pub(crate) authority: Arc<Authority>,
+    pub(crate) authority: Current,
     pub(crate) state: Arc<State>,
 }
 
@@ -31,12 +31,13 @@ impl IstioCertificateService for CaService {
             Ok(seconds) if seconds > 0 => Duration::from_secs(seconds),
             _ => DEFAULT_TTL,
         };
-        let leaf = self.authority.sign(&request.csr, &identity, ttl).map_err(|error| match error {
+        let authority = self.authority.borrow().clone();
+        let leaf = authority.sign(&request.csr, &identity, ttl).map_err(|error| match error {
             CaError::Request(_) => Status::invalid_argument(error.to_string()),
             error => Status::internal(error.to_string()),
         })?;
         tracing::info!(%identity, "certificate issued");
-        let above = self.authority.above().map(str::to_owned);
+        let above = authority.above().map(str::to_owned);
         Ok(Response::new(IstioCertificateResponse { cert_chain: std::iter::once(leaf).chain(above).collect() }))
     }
 }

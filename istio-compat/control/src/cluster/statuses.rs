@@ -1,13 +1,14 @@
 //! What became of Gateways, routes and policies, in the conditions their specifications name; and the addresses of ServiceEntries.
 use std::collections::BTreeMap;
 
-use compat_kubernetes::{Kept, KeptId, Said, Status, Troubles};
+use compat_kubernetes::{KeptId, Said, Status, Troubles};
 use compat_objects::core::Pod;
 use compat_objects::gateway::{AnyRoute, Gateway, ParentReference};
 use compat_objects::{Fault, HasMeta, Kind, ObjectKey, ObjectSet, Severity, is_ready};
 use compat_translate::MeshOutput;
 use serde_json::{Map, Value, json};
 
+use super::parameters;
 use super::waypoint::{self, GATEWAY_NAME};
 
 /// Istio's name for who serves routes of the mesh; an istiod that comes later goes on with our entries.
@@ -64,9 +65,11 @@ impl View<'_> {
     }
 
     fn gateway(&self, gateway: &Gateway, key: &ObjectKey) -> Said {
-        let accepted = match self.errors(key).as_slice() {
-            [] => condition("Accepted", true, "Accepted", "Resource accepted"),
-            errors => condition("Accepted", false, "Invalid", &sentence(errors)),
+        let parameters = parameters::read(gateway, self.objects);
+        let accepted = match (self.errors(key).as_slice(), parameters) {
+            ([], Ok(_)) => condition("Accepted", true, "Accepted", "Resource accepted"),
+            ([], Err(reason)) => condition("Accepted", false, "InvalidParameters", &reason),
+            (errors, _) => condition("Accepted", false, "Invalid", &sentence(errors)),
         };
         let host = format!("{}.{}.svc.cluster.local", gateway.name(), gateway.namespace());
         let programmed = match self.missing(gateway) {
@@ -110,7 +113,7 @@ impl View<'_> {
         }
         let (namespace, name) = (gateway.namespace(), gateway.name());
         let kept = |kind| KeptId { kind, namespace: namespace.to_owned(), name: name.to_owned() };
-        for id in [Kept::ServiceAccount, Kept::Service, Kept::Deployment].map(kept) {
+        for id in super::MANAGED_KINDS.map(kept) {
             if let Some(trouble) = self.troubles.get(&id) {
                 return Some(("Invalid", format!("{id}: {trouble}")));
             }

@@ -7,6 +7,7 @@ use compat_objects::HasMeta as _;
 use compat_objects::gateway::Gateway;
 use serde_json::{Map, Value, json};
 
+use super::parameters::{self, Parameters};
 use super::{MANAGED, WAYPOINT_CLASS};
 
 /// Label of what belongs to a Gateway: its name.
@@ -47,21 +48,36 @@ pub(super) fn is_ours_to_deploy(gateway: &Gateway) -> bool {
     gateway.spec.addresses.is_empty() && !is_placed_on_nodes(gateway) && gateway.metadata.deletion_timestamp.is_none()
 }
 
-/// Everything the Gateway asks for. What it owns goes with it.
-pub(super) fn objects(gateway: &Gateway, config: &WaypointConfig) -> BTreeMap<KeptId, Wanted> {
-    let kinds = [
+/// Everything the Gateway asks for, with what its parameters add. What it owns goes with it.
+pub(super) fn objects(gateway: &Gateway, config: &WaypointConfig, parameters: &Parameters) -> BTreeMap<KeptId, Wanted> {
+    let mut kinds = vec![
         (Kept::ServiceAccount, json!({})),
         (Kept::Service, service(gateway)),
         (Kept::Deployment, deployment(gateway, config)),
     ];
+    // These only where somebody asks for them.
+    let more = [(Kept::HorizontalPodAutoscaler, autoscaler(gateway)), (Kept::PodDisruptionBudget, budget(gateway))];
+    kinds.extend(more.into_iter().filter(|(kind, _)| parameters.contains_key(kind)));
     let object = |(kind, mut fields): (Kept, Value)| {
         fields["metadata"] = metadata(gateway);
+        if let Some(patch) = parameters.get(&kind) {
+            parameters::merge(&mut fields, patch);
+        }
         let (namespace, name) = (gateway.namespace().to_owned(), gateway.name().to_owned());
         // An account somebody made for the waypoint is as good as ours.
         let others = if kind == Kept::ServiceAccount { Others::Used(MANAGED) } else { Others::InTheWay(MANAGED) };
         (KeptId { kind, namespace, name }, Wanted { fields, others })
     };
     kinds.into_iter().map(object).collect()
+}
+
+fn autoscaler(gateway: &Gateway) -> Value {
+    let target = json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": gateway.name()});
+    json!({"spec": {"scaleTargetRef": target}})
+}
+
+fn budget(gateway: &Gateway) -> Value {
+    json!({"spec": {"selector": {"matchLabels": {GATEWAY_NAME: gateway.name()}}}})
 }
 
 fn metadata(gateway: &Gateway) -> Value {

@@ -1,3 +1,4 @@
+use compat_kubernetes::Kept;
 use compat_objects::source::DirectorySource;
 use compat_translate::{MeshOptions, translate};
 
