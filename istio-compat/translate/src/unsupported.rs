@@ -3,8 +3,8 @@ use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
 use compat_objects::istio::{
-    Action, ConnectionPoolSettings, IstioMetric, LoadBalancerSettings, MetricsOverrides, OutlierDetection,
-    PolicyTargetReference, TagOperation,
+    Action, ConnectionPoolSettings, LoadBalancerSettings, MetricsOverrides, OutlierDetection, PolicyTargetReference,
+    TagOperation,
 };
 use compat_objects::{HasMeta, Kind, ObjectKey, ObjectSet};
 
@@ -196,15 +196,9 @@ fn telemetry(mesh: &Mesh<'_>, faults: &mut Faults) {
 
 fn overrides(mesh: &Mesh<'_>, key: &ObjectKey, field: &str, change: &MetricsOverrides, faults: &mut Faults) {
     let selector = change.selector.clone().unwrap_or_default();
-    let metric = match (&selector.custom_metric, selector.metric) {
-        (Some(name), _) if !is_metric(name) => Some(format!("there is no metric {name} here")),
-        (None, Some(IstioMetric::GrpcRequestMessages | IstioMetric::GrpcResponseMessages)) => {
-            Some("messages of gRPC streams are not counted".to_owned())
-        }
-        _ => None,
-    };
-    if let Some(reason) = metric {
-        faults.warning(mesh.objects, key, &format!("{field}.match"), reason);
+    if let Some(name) = selector.custom_metric.filter(|name| !is_metric(name)) {
+        let reason = format!("there is no metric {name} here");
+        faults.warning(mesh.objects, key, &format!("{field}.match.customMetric"), reason);
     }
     for (name, tag) in &change.tag_overrides {
         if tag.operation == TagOperation::Upsert

@@ -10,7 +10,7 @@ use l7_resilience::host::ActiveRequest;
 use l7_telemetry::{Flags, Peer, Record, ServiceInfo, Upstream};
 use tokio::time::Instant;
 
-use crate::body::{OnEnd, Stop, Upload};
+use crate::body::{OnEnd, Passed, Stop, Upload};
 use crate::engine::Engine;
 use crate::head::Head;
 use crate::pool::{H1Lease, H2Lease};
@@ -60,6 +60,8 @@ pub(crate) struct Exchange {
     pub(crate) upload: Option<Rc<Upload>>,
     pub(crate) bytes_received: u64,
     pub(crate) bytes_sent: u64,
+    /// Of gRPC.
+    pub(crate) messages_sent: u64,
     pub(crate) reasons: Vec<String>,
     pub(crate) trace: Option<Traced>,
     pub(crate) held: Held,
@@ -93,6 +95,7 @@ impl Exchange {
             upload: None,
             bytes_received: 0,
             bytes_sent: 0,
+            messages_sent: 0,
             reasons: Vec::new(),
             trace: None,
             held: Held::default(),
@@ -153,6 +156,8 @@ impl Exchange {
             details: &self.details,
             bytes_received: self.bytes_received,
             bytes_sent: self.bytes_sent,
+            messages_received: self.upload.as_ref().map_or(0, |upload| upload.messages()),
+            messages_sent: self.messages_sent,
             downstream_remote: info.peer,
             downstream_local: info.destination,
             peer_principal: info.peer_principal.as_deref(),
@@ -187,8 +192,8 @@ impl Exchange {
 }
 
 impl OnEnd for Exchange {
-    fn ended(mut self: Box<Self>, stop: Stop, bytes: u64, trailers: Option<&HeaderMap>) {
-        self.bytes_sent = bytes;
+    fn ended(mut self: Box<Self>, stop: Stop, passed: Passed, trailers: Option<&HeaderMap>) {
+        (self.bytes_sent, self.messages_sent) = (passed.bytes, passed.messages);
         self.finished = true;
         if let Some(trailers) = trailers {
             self.grpc_status = grpc_status(trailers).or(self.grpc_status);

@@ -13,7 +13,7 @@ use l7_route::{Chain, ChainKind, HttpChain, NormalizedPath, Sniffed, Verdict, no
 use l7_telemetry::Flags;
 use xds_model::envoy::chain::{ForwardClientCert, ServerHeader};
 
-use crate::body::{Deadline, Inbound, ResponseBody, Upload};
+use crate::body::{Deadline, Inbound, Messages, ResponseBody, Upload};
 use crate::engine::{Engine, Worker};
 use crate::exchange::{Exchange, grpc_status};
 use crate::ext_authz::apply_to_headers;
@@ -59,7 +59,8 @@ pub(crate) async fn handle(
     match serve(&mut exchange, &worker, http, parts, body).await {
         Ok(Served::Answer(response, deadline)) => {
             let (parts, body) = response.into_parts();
-            let body = ResponseBody::upstream(body, deadline, exchange);
+            let messages = exchange.head.as_ref().is_some_and(|head| head.grpc).then(Messages::default);
+            let body = ResponseBody::upstream(body, deadline, messages, exchange);
             Response::from_parts(parts, body)
         }
         Ok(Served::Switched(response, side)) => switch(exchange, response, side, upgrade),
@@ -232,7 +233,8 @@ async fn route(
         mirror::KEEP
     };
     if !body.is_end_stream() && head.upgrade.is_none() {
-        exchange.upload = Some(Upload::new(body, keep));
+        let messages = head.grpc.then(Messages::default);
+        exchange.upload = Some(Upload::new(body, keep, messages));
     }
     let mut deadline = deadline_of(exchange.upload.clone(), timeout, longest);
     mirror::prepare(exchange, worker, &mirrors, &head);

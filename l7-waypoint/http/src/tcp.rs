@@ -217,6 +217,8 @@ fn with_record<R>(
         details: outcome.details,
         bytes_received: outcome.received,
         bytes_sent: outcome.sent,
+        messages_received: 0,
+        messages_sent: 0,
         downstream_remote: info.peer,
         downstream_local: info.destination,
         peer_principal: info.peer_principal.as_deref(),

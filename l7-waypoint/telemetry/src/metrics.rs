@@ -49,6 +49,8 @@ enum Metric {
     Durations,
     RequestBytes,
     ResponseBytes,
+    RequestMessages,
+    ResponseMessages,
     Opened,
     Closed,
     Sent,
@@ -56,11 +58,13 @@ enum Metric {
 }
 
 impl Metric {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 10] = [
         Self::Requests,
         Self::Durations,
         Self::RequestBytes,
         Self::ResponseBytes,
+        Self::RequestMessages,
+        Self::ResponseMessages,
         Self::Opened,
         Self::Closed,
         Self::Sent,
@@ -74,6 +78,8 @@ impl Metric {
             Self::Durations => "request_duration_milliseconds",
             Self::RequestBytes => "request_bytes",
             Self::ResponseBytes => "response_bytes",
+            Self::RequestMessages => "request_messages_total",
+            Self::ResponseMessages => "response_messages_total",
             Self::Opened => "tcp_connections_opened_total",
             Self::Closed => "tcp_connections_closed_total",
             Self::Sent => "tcp_sent_bytes_total",
@@ -117,6 +123,8 @@ pub(crate) struct Metrics {
     durations: Histograms,
     request_bytes: Histograms,
     response_bytes: Histograms,
+    request_messages: Family<Labels, Counter>,
+    response_messages: Family<Labels, Counter>,
     opened: Family<Labels, Counter>,
     closed: Family<Labels, Counter>,
     sent: Family<Labels, Counter>,
@@ -133,6 +141,8 @@ impl Metrics {
             durations: histogram(),
             request_bytes: histogram(),
             response_bytes: histogram(),
+            request_messages: Family::default(),
+            response_messages: Family::default(),
             opened: Family::default(),
             closed: Family::default(),
             sent: Family::default(),
@@ -144,6 +154,12 @@ impl Metrics {
         registry.register("istio_request_duration_milliseconds", "Duration of requests", metrics.durations.clone());
         registry.register("istio_request_bytes", "Sizes of request bodies", metrics.request_bytes.clone());
         registry.register("istio_response_bytes", "Sizes of response bodies", metrics.response_bytes.clone());
+        for (name, help, family) in [
+            ("istio_request_messages", "gRPC messages from clients", &metrics.request_messages),
+            ("istio_response_messages", "gRPC messages to clients", &metrics.response_messages),
+        ] {
+            registry.register(name, help, family.clone());
+        }
         registry.register("istio_tcp_connections_opened", "TCP connections opened", metrics.opened.clone());
         registry.register("istio_tcp_connections_closed", "TCP connections closed", metrics.closed.clone());
         registry.register("istio_tcp_sent_bytes", "Bytes sent in responses over TCP", metrics.sent.clone());
@@ -188,6 +204,9 @@ enum Counters {
         duration: Option<Arc<AtomicHistogram>>,
         request_bytes: Option<Arc<AtomicHistogram>>,
         response_bytes: Option<Arc<AtomicHistogram>>,
+        /// Of gRPC alone.
+        request_messages: Option<Counter>,
+        response_messages: Option<Counter>,
     },
     Tcp {
         opened: Option<Counter>,
@@ -221,9 +240,14 @@ impl Recorder {
 
     /// Counts one finished request, as the chain's rules say, and emits its event if somebody wants it.
     pub fn request(&mut self, record: &Record<'_>, rules: &Arc<MetricRules>) {
-        if let Counters::Http { count, duration, request_bytes, response_bytes } = self.counters(record, rules) {
-            if let Some(count) = count {
-                count.inc();
+        if let Counters::Http { count, duration, request_bytes, response_bytes, request_messages, response_messages } =
+            self.counters(record, rules)
+        {
+            let messages = [(request_messages, record.messages_received), (response_messages, record.messages_sent)];
+            for (counter, by) in [(count, 1)].into_iter().chain(messages) {
+                if let Some(counter) = counter {
+                    counter.inc_by(by);
+                }
             }
             let micros = u64::try_from(record.duration.as_micros()).unwrap_or(u64::MAX);
             duration.iter().for_each(|duration| duration.observe_thousandths(micros));
@@ -307,6 +331,7 @@ impl Handles {
         let counter = |metric, family: &Family<Labels, Counter>| {
             labels(metric).map(|labels| family.get_or_create(&labels).clone())
         };
+        let of_grpc = |metric, family| record.grpc.then(|| counter(metric, family)).flatten();
         let histogram =
             |metric, family: &Histograms| labels(metric).map(|labels| family.get_or_create(&labels).0.clone());
         let counters = match record.method {
@@ -315,6 +340,8 @@ impl Handles {
                 duration: histogram(Metric::Durations, &metrics.durations),
                 request_bytes: histogram(Metric::RequestBytes, &metrics.request_bytes),
                 response_bytes: histogram(Metric::ResponseBytes, &metrics.response_bytes),
+                request_messages: of_grpc(Metric::RequestMessages, &metrics.request_messages),
+                response_messages: of_grpc(Metric::ResponseMessages, &metrics.response_messages),
             },
             None => Counters::Tcp {
                 opened: counter(Metric::Opened, &metrics.opened),

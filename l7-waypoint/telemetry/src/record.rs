@@ -38,6 +38,9 @@ pub struct Record<'a> {
     pub bytes_received: u64,
     /// Body bytes to the client.
     pub bytes_sent: u64,
+    /// Messages of gRPC from the client, and to it.
+    pub messages_received: u64,
+    pub messages_sent: u64,
     pub downstream_remote: SocketAddr,
     /// The address the client asked for.
     pub downstream_local: SocketAddr,

@@ -11,7 +11,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
 
-use super::{BoxError, Inbound};
+use super::{BoxError, Inbound, Messages};
 
 /// The body the client sends, read once, given out once per attempt.
 pub(crate) struct Upload {
@@ -25,13 +25,14 @@ pub(crate) struct Upload {
     ended: Notify,
     failed: Cell<bool>,
     received: Cell<u64>,
+    messages: RefCell<Option<Messages>>,
     /// Number of the attempt that may read; an earlier one still held by a dying connection gets an error.
     attempt: Cell<u32>,
 }
 
 impl Upload {
-    /// `limit`: bytes kept for retries; 0 keeps none.
-    pub(crate) fn new(source: Inbound, limit: usize) -> Rc<Self> {
+    /// `limit`: bytes kept for retries; 0 keeps none. Messages are counted where there is a counter.
+    pub(crate) fn new(source: Inbound, limit: usize, messages: Option<Messages>) -> Rc<Self> {
         Rc::new(Self {
             source: RefCell::new(source),
             kept: RefCell::default(),
@@ -43,6 +44,7 @@ impl Upload {
             ended: Notify::new(),
             failed: Cell::new(false),
             received: Cell::new(0),
+            messages: RefCell::new(messages),
             attempt: Cell::new(0),
         })
     }
@@ -82,6 +84,11 @@ impl Upload {
     /// Bytes received from the client.
     pub(crate) fn received(&self) -> u64 {
         self.received.get()
+    }
+
+    /// Messages received from the client, if they are counted.
+    pub(crate) fn messages(&self) -> u64 {
+        self.messages.borrow().as_ref().map_or(0, Messages::count)
     }
 
     /// Resolves when the client has sent all of it.
@@ -129,6 +136,9 @@ impl Upload {
         let frame = match frame.into_data() {
             Ok(chunk) => {
                 self.received.set(self.received.get() + chunk.len() as u64);
+                if let Some(messages) = &mut *self.messages.borrow_mut() {
+                    messages.pass(&chunk);
+                }
                 if self.keeping.get() {
                     self.keep(&chunk, position);
                 }

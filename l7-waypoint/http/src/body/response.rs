@@ -9,7 +9,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::BoxError;
+use super::{BoxError, Messages};
 
 /// Why a body ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,10 +24,17 @@ pub(crate) enum Stop {
     ClientGone,
 }
 
+/// What went to the client.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Passed {
+    pub(crate) bytes: u64,
+    /// Of gRPC, if they are counted.
+    pub(crate) messages: u64,
+}
+
 /// Told once, when the body is over.
 pub(crate) trait OnEnd {
-    /// `bytes` is what went to the client.
-    fn ended(self: Box<Self>, stop: Stop, bytes: u64, trailers: Option<&HeaderMap>);
+    fn ended(self: Box<Self>, stop: Stop, passed: Passed, trailers: Option<&HeaderMap>);
 }
 
 /// Resolves when the request's time is over.
@@ -38,6 +45,7 @@ pub(crate) struct ResponseBody {
     source: Source,
     deadline: Option<Deadline>,
     bytes: u64,
+    messages: Option<Messages>,
     on_end: Option<Box<dyn OnEnd>>,
 }
 
@@ -50,22 +58,31 @@ enum Source {
 impl ResponseBody {
     pub(crate) fn full(bytes: Bytes, on_end: Option<Box<dyn OnEnd>>) -> Self {
         let source = if bytes.is_empty() { Source::Empty } else { Source::Full(bytes) };
-        Self { source, deadline: None, bytes: 0, on_end }
+        Self { source, deadline: None, bytes: 0, messages: None, on_end }
     }
 
-    pub(crate) fn upstream(body: Incoming, deadline: Option<Deadline>, on_end: Box<dyn OnEnd>) -> Self {
-        Self { source: Source::Upstream(body), deadline, bytes: 0, on_end: Some(on_end) }
+    pub(crate) fn upstream(
+        body: Incoming,
+        deadline: Option<Deadline>,
+        messages: Option<Messages>,
+        on_end: Box<dyn OnEnd>,
+    ) -> Self {
+        Self { source: Source::Upstream(body), deadline, bytes: 0, messages, on_end: Some(on_end) }
     }
 
     fn end(&mut self, stop: Stop, trailers: Option<&HeaderMap>) {
         if let Some(on_end) = self.on_end.take() {
-            on_end.ended(stop, self.bytes, trailers);
+            let messages = self.messages.as_ref().map_or(0, Messages::count);
+            on_end.ended(stop, Passed { bytes: self.bytes, messages }, trailers);
         }
     }
 
     fn pass(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
         if let Some(data) = frame.data_ref() {
             self.bytes += data.len() as u64;
+            if let Some(messages) = &mut self.messages {
+                messages.pass(data);
+            }
             // hyper does not poll again when this says that the body is over.
             if matches!(&self.source, Source::Upstream(body) if body.is_end_stream()) {
                 self.end(Stop::Complete, None);

@@ -19,6 +19,9 @@ fn mesh() -> Mesh {
     Mesh::new(&http(vec![to("/", forward("c"))], vec![cluster("c", &[A])]))
 }
 
+/// Of gRPC, the second one empty.
+const TWO_MESSAGES: &str = "\0\0\0\0\u{4}ping\0\0\0\0\0";
+
 #[test]
 fn http2_with_trailers_both_ways() {
     run(async || {
@@ -37,13 +40,13 @@ fn http2_with_trailers_both_ways() {
         let mut sender = mesh.http2(info()).await;
         let mut trailers = HeaderMap::new();
         trailers.insert("x-end", "here".parse().unwrap());
-        let frames = [Ok(Frame::data(Bytes::from("ping"))), Ok(Frame::trailers(trailers))];
+        let frames = [Ok(Frame::data(Bytes::from(TWO_MESSAGES))), Ok(Frame::trailers(trailers))];
         let body = BodyExt::boxed(StreamBody::new(futures::stream::iter(frames)));
         let request = Request::post("http://reviews/pkg.Svc/M")
             .header("content-type", "application/grpc")
             .header("te", "trailers");
         let answer = Answer::read(sender.send_request(request.body(body).unwrap()).await.unwrap()).await;
-        assert_eq!((answer.status.as_u16(), answer.body.as_str()), (200, "ping"));
+        assert_eq!((answer.status.as_u16(), answer.body.as_str()), (200, TWO_MESSAGES));
         let trailers = answer.trailers.unwrap();
         assert_eq!((&trailers["grpc-status"], &trailers["x-asked"]), (&"5".parse().unwrap(), &"here".parse().unwrap()));
         assert_eq!(mesh.seen()[0].headers["te"], "trailers");
@@ -53,6 +56,10 @@ fn http2_with_trailers_both_ways() {
             metrics.contains(r#"request_protocol="grpc",response_code="200",grpc_response_status="5""#),
             "{metrics}"
         );
+        for way in ["request", "response"] {
+            let mut lines = metrics.lines().filter(|line| line.starts_with(&format!("istio_{way}_messages_total{{")));
+            assert!(lines.next().is_some_and(|line| line.ends_with(" 2")), "{way}: {metrics}");
+        }
     });
 }
 

@@ -34,6 +34,8 @@ pub(crate) fn with_record(check: impl FnOnce(Record<'_>)) {
         details: "upstream_reset_before_response_started",
         bytes_received: 3,
         bytes_sent: 91,
+        messages_received: 2,
+        messages_sent: 3,
         downstream_remote: SocketAddr::from(([10, 0, 0, 1], 5000)),
         downstream_local: SocketAddr::from(([10, 255, 0, 1], 80)),
         peer_principal: Some("spiffe://cluster.local/ns/shop/sa/web"),

@@ -35,6 +35,10 @@ fn requests_are_counted_under_istios_labels_in_istios_order() {
     assert!(line.contains(r#"source_principal="spiffe://cluster.local/ns/shop/sa/web""#), "{line}");
     assert!(line.ends_with(" 2"), "{line}");
     assert!(text.contains(r#"request_protocol="grpc",response_code="200",grpc_response_status="5""#), "{text}");
+    let messages: Vec<_> =
+        ["request", "response"].map(|way| series(&text, &format!("istio_{way}_messages_total"))).concat();
+    assert_eq!(messages.len(), 2, "of gRPC alone: {messages:#?}");
+    assert!(messages[0].ends_with(" 2") && messages[1].ends_with(" 3"), "{messages:#?}");
     let sum =
         text.lines().find(|line| line.starts_with("istio_request_duration_milliseconds_sum") && line.contains("503"));
     assert!(sum.unwrap().ends_with(" 3.0"), "{sum:?}");
