@@ -54,6 +54,8 @@ led_by() { [[ "$(address)" == *"$1."* && "$(address)" != *"$2."* ]]; }
 to_istiod() {
   kubectl -n istio-system scale deployment/strata-control --replicas=0 > /dev/null
   kubectl -n istio-system wait pod -l app.kubernetes.io/name=strata-control --for=delete --timeout=60s > /dev/null
+  # istiod's chart brings one of its own, and takes over none.
+  kubectl -n istio-system delete configmap istio --ignore-not-found > /dev/null
   istiod --set-string env.PILOT_ENABLE_GATEWAY_API_DEPLOYMENT_CONTROLLER=false
   upgrade istiod
   istiod

@@ -1,5 +1,5 @@
 //! Whose a bearer token is: of those this process wrote, or of Kubernetes' own.
-use compat_kubernetes::{ReviewError, Reviewed, TokenReviewer};
+use compat_kubernetes::{AccessReviewer, ReviewError, Reviewed, TokenReviewer};
 use compat_objects::ObjectSet;
 use tonic::Status;
 
@@ -10,12 +10,13 @@ pub(crate) enum Accounts {
     /// Files of this process's own.
     Files(Tokens),
     /// The API server.
-    Cluster(ClusterAccounts),
+    Cluster(Box<ClusterAccounts>),
 }
 
 /// Service accounts' tokens.
 pub(crate) struct ClusterAccounts {
     pub(crate) reviewer: TokenReviewer,
+    pub(crate) access: AccessReviewer,
     /// Namespace and name of the account whose pods are node proxies: each stands for its node.
     pub(crate) node_proxy: (String, String),
 }
@@ -88,7 +89,8 @@ mod tests {
         .unwrap();
         let api = ApiServer::connect(&Access::Kubeconfig(kubeconfig)).await.unwrap();
         let node_proxy = ("istio-system".to_owned(), "ztunnel".to_owned());
-        let accounts = ClusterAccounts { reviewer: TokenReviewer::new(&api, "istio-ca"), node_proxy };
+        let (reviewer, access) = (TokenReviewer::new(&api, "istio-ca"), AccessReviewer::new(&api));
+        let accounts = ClusterAccounts { reviewer, access, node_proxy };
         let meta = ObjectMeta {
             namespace: Some("istio-system".into()),
             name: Some("ztunnel-1".into()),
@@ -109,7 +111,7 @@ mod tests {
         let other = Holder::ServiceAccount { namespace: "istio-system".into(), name: "waypoint".into() };
         assert_eq!(holder(reviewed("waypoint", Some("1"), None)).ok(), Some(other));
         // Nobody answers: that is no refusal.
-        let unknown = Accounts::Cluster(accounts).holder("token", &objects).await.unwrap_err();
+        let unknown = Accounts::Cluster(Box::new(accounts)).holder("token", &objects).await.unwrap_err();
         assert_eq!(unknown.code(), Code::Unavailable);
     }
 }

@@ -1,12 +1,12 @@
 //! Puts the parts together and runs them.
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use compat_kubernetes::{AccessError, AccessReviewer, ApiServer, KubernetesSource, Named, Scope, TokenReviewer};
 use compat_objects::source::{DirectorySource, Snapshot, SourceError};
-use compat_translate::{MeshOptions, MeshOutput};
+use compat_translate::{MeshOptions, MeshOutput, ObjectKey};
 use strata_runtime::admin::Admin;
 use strata_runtime::metrics::Registry;
 use strata_runtime::{Readiness, ReadyGuard, drain, task};
@@ -62,6 +62,8 @@ pub struct Control {
     readiness: Readiness,
 }
 
+/// How long objects that are referred to are waited for.
+const LOOKING_UP: Duration = Duration::from_secs(5);
 /// How long open streams get to end.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -115,7 +117,7 @@ impl Control {
         };
         let cluster = match (&config.state, &api) {
             (Store::Cluster(cluster), Some(api)) => {
-                task::spawn("grants", Grants::review(state.clone(), AccessReviewer::new(api), drain.clone()));
+                task::spawn("grants", Grants::review(state.clone(), drain.clone()));
                 Some(Cluster::start(api, cluster.clone(), authority.clone()))
             }
             _ => None,
@@ -151,10 +153,11 @@ async fn establish(
         (Store::Cluster(cluster), Some(api)) => {
             let accounts = ClusterAccounts {
                 reviewer: TokenReviewer::new(api, cluster::AUDIENCE),
+                access: AccessReviewer::new(api),
                 node_proxy: (cluster.namespace.clone(), cluster::NODE_PROXY.to_owned()),
             };
             let (authority, kept) = CaSecret::first(api, &cluster.namespace).await?;
-            Ok((authority, Some(kept), Accounts::Cluster(accounts)))
+            Ok((authority, Some(kept), Accounts::Cluster(Box::new(accounts))))
         }
     }
 }
@@ -285,6 +288,7 @@ async fn follow(
     let mut ready = Some(ready);
     let mut jwks = Fetcher::start(drain.clone());
     let mut waiting = Vec::new();
+    let mut looking_up = None;
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
         if !snapshot.synced {
@@ -320,7 +324,19 @@ async fn follow(
         };
         if let Some(named) = &named {
             let parameters = cluster.iter().flat_map(|_| cluster::referred(&snapshot.objects));
-            named.set(&output.referred.iter().cloned().chain(parameters).collect());
+            let referred: BTreeSet<ObjectKey> = output.referred.iter().cloned().chain(parameters).collect();
+            named.set(&referred);
+            // What is referred to for the first time is looked up first, or it would be missing for a moment to those who have it.
+            let waiting = looking_up.get_or_insert_with(Instant::now).elapsed();
+            if !referred.is_subset(&snapshot.looked_up) && waiting < LOOKING_UP {
+                tokio::select! {
+                    _ = drain.signaled() => return,
+                    _ = snapshots.changed() => {}
+                    () = tokio::time::sleep(LOOKING_UP - waiting) => {}
+                }
+                continue;
+            }
+            looking_up = None;
         }
         jwks.wanted(&output.jwks_uris, &snapshot.objects);
         if let Some(cluster) = &mut cluster {

@@ -16,7 +16,7 @@ use xds_server::{Node, Resource, Resources, Source};
 
 use crate::accounts::Accounts;
 use crate::cluster::waypoint::{self, GATEWAY_NAME};
-use crate::grants::{Grant, Grants};
+use crate::grants::{Account, Grant, Grants};
 use crate::tokens::Holder;
 
 /// One translation, ready to be served.
@@ -255,15 +255,28 @@ impl State {
 
     /// What a waypoint's account may have. Without a cluster nobody says which accounts may read Secrets: there it is the
     /// one that has the name of its Gateway.
-    fn grant(&self, holder: Holder, node: &Node) -> Option<Arc<Grant>> {
-        let gateway = self.gateway(node, &NodeId::parse(&node.id)?)?;
-        let (namespace, gateway) = gateway.split_once('/')?;
-        let account = match holder {
-            Holder::ServiceAccount { namespace, name } => (namespace, name),
-            Holder::Node(_) => (namespace.to_owned(), gateway.to_owned()),
+    async fn grant(&self, holder: Holder, node: &Node) -> Result<Option<Arc<Grant>>, Status> {
+        let Some(id) = NodeId::parse(&node.id).filter(|id| id.kind == "waypoint") else { return Ok(None) };
+        let gateway = || {
+            let gateway = self.gateway(node, &id)?;
+            let (namespace, name) = gateway.split_once('/')?;
+            Some(Account { namespace: namespace.to_owned(), name: name.to_owned() })
         };
-        let allowed = matches!(self.accounts, Accounts::Files(_)) && account.1 == gateway;
-        Some(self.grants.of(account, allowed))
+        let account = match holder {
+            Holder::ServiceAccount { namespace, name } => Some(Account { namespace, name }),
+            Holder::Node(_) => gateway(),
+        };
+        let Some(account) = account else { return Ok(None) };
+        match &self.accounts {
+            Accounts::Files(_) => {
+                let allowed = gateway().as_ref() == Some(&account);
+                Ok(Some(self.grants.fixed(account, allowed)))
+            }
+            Accounts::Cluster(accounts) => {
+                let asked = self.grants.asked(account, &accounts.access).await;
+                asked.map(Some).map_err(|reason| Status::unavailable(format!("access to Secrets: {reason}")))
+            }
+        }
     }
 }
 
@@ -283,7 +296,7 @@ impl Source for State {
     async fn authenticate(&self, metadata: &MetadataMap, node: &Node) -> Result<Caller, Status> {
         let holder = self.holder(metadata).await?;
         self.may_be(&holder, node)?;
-        Ok(Caller { grant: self.grant(holder, node) })
+        Ok(Caller { grant: self.grant(holder, node).await? })
     }
 
     fn resources(&self, caller: &Caller, node: &Node, type_url: &str) -> Option<Resources> {
@@ -304,8 +317,11 @@ impl Source for State {
                     type_url::EXTENSION => Some(waypoint.extensions.clone()),
                     type_url::SECRET => {
                         let grant = caller.grant.as_ref().filter(|_| waypoint.has_keys);
-                        let has_all = grant.is_some_and(|grant| self.grants.allows(grant));
-                        Some(if has_all { waypoint.secrets.clone() } else { waypoint.roots.clone() })
+                        Some(if grant.is_some_and(|grant| grant.allows()) {
+                            waypoint.secrets.clone()
+                        } else {
+                            waypoint.roots.clone()
+                        })
                     }
                     _ => None,
                 }

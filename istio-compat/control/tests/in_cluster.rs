@@ -466,6 +466,13 @@ async fn secrets_are_for_those_who_may_read_them(world: &World, control: &Contro
     world.api::<Secret>("shop").patch("vault", &PatchParams::default(), &Patch::Merge(renewed)).await.unwrap();
     assert_eq!(stream.next().await.unwrap(), ["kubernetes://vault"]);
     assert!(String::from_utf8_lossy(&stream.held["kubernetes://vault"]).contains("TkVX"));
+    // Whoever takes over has both for it at once: what is missing in its first answer is taken from the waypoint.
+    let folder = tempfile::tempdir().unwrap();
+    let next = start(&world.cluster, folder.path()).await;
+    let (channel, node) = (connect(&next, root).await, stream::waypoint("shop", "waypoint"));
+    let taken_over = Stream::open(channel, Some(&token), node, type_url::SECRET).await.unwrap();
+    assert_eq!(taken_over.held.len(), 2, "{:?}", taken_over.held.keys());
+    next.stop().await;
     world.api::<Secret>("shop").delete("vault", &DeleteParams::default()).await.unwrap();
     stream.next().await.unwrap();
     assert!(stream.held.is_empty(), "{:?}", stream.held.keys());

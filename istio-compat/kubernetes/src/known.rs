@@ -39,10 +39,8 @@ struct Item {
 #[derive(Debug)]
 struct State {
     kind: Kind,
-    /// What the stream shows, for people.
-    subject: String,
-    /// Nothing is known before this stream is.
-    needed: bool,
+    /// The one object that is shown; `None`: it is a stream of the scope, and nothing is known before it is.
+    named: Option<ObjectKey>,
     items: BTreeMap<ObjectKey, Item>,
     faults: BTreeMap<ObjectKey, Vec<Fault>>,
     /// Seen since the list began; None: no list is under way.
@@ -74,7 +72,7 @@ impl Known {
     pub(crate) fn add(&mut self, key: &ObjectKey) -> usize {
         let number = self.next;
         self.next += 1;
-        self.streams.insert(number, State::new(key.kind, key.to_string(), false));
+        self.streams.insert(number, State::new(key.kind, Some(key.clone())));
         number
     }
 
@@ -183,7 +181,7 @@ impl Known {
 
     /// Every stream that has to be was listed once.
     pub(crate) fn is_synced(&self) -> bool {
-        self.streams.values().all(|state| state.known || !state.needed)
+        self.streams.values().all(|state| state.known || state.named.is_some())
     }
 
     /// The state of this moment. Before everything is known there are no objects: a part could be taken for the whole.
@@ -193,11 +191,13 @@ impl Known {
         let mut faults: Vec<Fault> = self.streams.values().filter_map(|state| state.outage(synced)).collect();
         faults.dedup();
         if !synced {
-            return Arc::new(Snapshot { generation: 0, synced, objects: ObjectSet::default(), faults });
+            return Arc::new(Snapshot { faults, ..Snapshot::default() });
         }
         self.generation += 1;
         faults.extend(self.streams.values().flat_map(|state| state.faults.values().flatten().cloned()));
-        Arc::new(Snapshot { generation: self.generation, synced, objects: self.set.clone(), faults })
+        let told = self.streams.values().filter(|state| state.known || state.trouble.is_some());
+        let looked_up = told.filter_map(|state| state.named.clone()).collect();
+        Arc::new(Snapshot { generation: self.generation, synced, objects: self.set.clone(), faults, looked_up })
     }
 }
 
@@ -211,12 +211,12 @@ impl Item {
 
 impl State {
     fn of_scope(stream: &Stream) -> State {
-        State::new(stream.kind, format!("every {}", stream.kind), true)
+        State::new(stream.kind, None)
     }
 
-    fn new(kind: Kind, subject: String, needed: bool) -> State {
+    fn new(kind: Kind, named: Option<ObjectKey>) -> State {
         let (items, faults) = (BTreeMap::new(), BTreeMap::new());
-        State { kind, subject, needed, items, faults, seen: None, known: false, trouble: None }
+        State { kind, named, items, faults, seen: None, known: false, trouble: None }
     }
 
     fn outage(&self, synced: bool) -> Option<Fault> {
@@ -226,7 +226,8 @@ impl State {
             (None, false) if !synced => "not listed yet".to_owned(),
             (None, _) => return None,
         };
-        Some(Fault::warning(self.subject.clone(), "", reason))
+        let subject = self.named.as_ref().map_or_else(|| format!("every {}", self.kind), ObjectKey::to_string);
+        Some(Fault::warning(subject, "", reason))
     }
 }
 

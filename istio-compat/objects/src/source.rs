@@ -12,12 +12,13 @@ mod files;
 mod merge;
 mod watch;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::fault::{Fault, Severity};
-use crate::object::ObjectSet;
+use crate::object::{ObjectKey, ObjectSet};
 
 pub use watch::SourceError;
 
@@ -31,6 +32,8 @@ pub struct Snapshot {
     pub objects: ObjectSet,
     /// In the order of files, then objects.
     pub faults: Vec<Fault>,
+    /// Where single objects are read by name: those of which it is known whether they are there.
+    pub looked_up: BTreeSet<ObjectKey>,
 }
 
 impl Snapshot {
@@ -83,7 +86,13 @@ impl DirectorySource {
         faults.extend(self.objects.faults());
         if changed || self.snapshot.generation == 0 || faults != self.snapshot.faults {
             let generation = self.snapshot.generation + 1;
-            self.snapshot = Arc::new(Snapshot { generation, synced: true, objects: self.objects.set(), faults });
+            self.snapshot = Arc::new(Snapshot {
+                generation,
+                synced: true,
+                objects: self.objects.set(),
+                faults,
+                looked_up: BTreeSet::new(),
+            });
         }
         self.snapshot.clone()
     }
