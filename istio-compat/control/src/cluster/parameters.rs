@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use compat_kubernetes::Kept;
-use compat_objects::gateway::Gateway;
+use compat_objects::gateway::{Gateway, ObjectReference};
 use compat_objects::{HasMeta as _, Kind, ObjectKey, ObjectSet};
 use serde_json::Value;
 
@@ -33,8 +33,12 @@ pub(crate) type Parameters = BTreeMap<Kept, Value>;
 
 /// The ConfigMap a Gateway names.
 pub(crate) fn reference(gateway: &Gateway) -> Option<ObjectKey> {
-    let reference = gateway.spec.infrastructure.as_ref()?.parameters_ref.as_ref()?;
+    let reference = given(gateway)?;
     Some(ObjectKey::new(Kind::ConfigMap, gateway.namespace(), reference.name.as_str()))
+}
+
+fn given(gateway: &Gateway) -> Option<&ObjectReference> {
+    gateway.spec.infrastructure.as_ref()?.parameters_ref.as_ref()
 }
 
 /// What is in it; nothing if the Gateway names none.
@@ -42,16 +46,13 @@ pub(crate) fn reference(gateway: &Gateway) -> Option<ObjectKey> {
 /// # Errors
 /// Why it cannot be used. Then the objects are to stay as they are.
 pub(crate) fn read(gateway: &Gateway, objects: &ObjectSet) -> Result<Parameters, String> {
-    let Some(key) = reference(gateway) else { return Ok(Parameters::new()) };
-    let infrastructure = gateway.spec.infrastructure.iter().flat_map(|given| &given.parameters_ref);
-    for reference in infrastructure {
-        let (group, kind) = (reference.group.as_deref().unwrap_or_default(), reference.kind.as_deref());
-        if (group, kind) != ("", Some("ConfigMap")) {
-            return Err(format!("parametersRef: {group}/{} is no ConfigMap", kind.unwrap_or_default()));
-        }
+    let (Some(reference), Some(key)) = (given(gateway), reference(gateway)) else { return Ok(Parameters::new()) };
+    let (group, kind) = (reference.group.as_deref().unwrap_or_default(), reference.kind.as_deref().unwrap_or_default());
+    if (group, kind) != ("", "ConfigMap") {
+        return Err(format!("parametersRef: {group}/{kind} is no ConfigMap"));
     }
-    let map =
-        objects.config_map(&key.namespace, &key.name).ok_or_else(|| format!("parametersRef: {key} is not known"))?;
+    let map = objects.config_map(&key.namespace, &key.name);
+    let map = map.ok_or_else(|| format!("parametersRef: {key} is not known"))?;
     let mut found = Parameters::new();
     for (name, text) in map.data.iter().flatten() {
         let place = KEYS.iter().find(|(known, _)| known == name);
