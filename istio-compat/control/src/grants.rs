@@ -33,7 +33,8 @@ pub(crate) struct Grant {
 }
 
 impl Grant {
-    fn new(account: Account, allowed: bool) -> Arc<Grant> {
+    /// What an account may have from now on.
+    pub(crate) fn new(account: Account, allowed: bool) -> Arc<Grant> {
         Arc::new(Grant { account, allowed: AtomicBool::new(allowed), wanted: AtomicBool::new(false) })
     }
 
@@ -62,16 +63,11 @@ impl Grant {
     }
 }
 
-/// The accounts that are connected.
+/// The accounts that are connected and were asked for.
 #[derive(Debug, Default)]
 pub(crate) struct Grants(Mutex<HashMap<Account, Weak<Grant>>>);
 
 impl Grants {
-    /// What an account may have where nobody is asked.
-    pub(crate) fn fixed(&self, account: Account, allowed: bool) -> Arc<Grant> {
-        self.known(&account).unwrap_or_else(|| self.keep(Grant::new(account, allowed)))
-    }
-
     /// What an account may have, as the API server says.
     ///
     /// # Errors
@@ -130,11 +126,11 @@ mod tests {
     fn an_account_has_one_grant_as_long_as_somebody_holds_it() {
         let account = |name: &str| Account { namespace: "shop".to_owned(), name: name.to_owned() };
         let grants = Grants::default();
-        let first = grants.fixed(account("waypoint"), false);
+        let first = grants.keep(Grant::new(account("waypoint"), false));
         assert!(first.take(true) && !first.take(true));
-        assert!(grants.fixed(account("waypoint"), false).allows());
-        assert!(!grants.fixed(account("other"), false).allows());
+        assert!(grants.keep(Grant::new(account("waypoint"), false)).allows());
+        assert!(!grants.keep(Grant::new(account("other"), false)).allows());
         drop(first);
-        assert!(!grants.fixed(account("waypoint"), false).allows());
+        assert!(grants.known(&account("waypoint")).is_none());
     }
 }

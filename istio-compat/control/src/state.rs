@@ -270,7 +270,7 @@ impl State {
         match &self.accounts {
             Accounts::Files(_) => {
                 let allowed = gateway().as_ref() == Some(&account);
-                Ok(Some(self.grants.fixed(account, allowed)))
+                Ok(Some(Grant::new(account, allowed)))
             }
             Accounts::Cluster(accounts) => {
                 let asked = self.grants.asked(account, &accounts.access).await;

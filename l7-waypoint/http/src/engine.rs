@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use l7_authn::TokenCache;
 use l7_resilience::Rng;
 use l7_route::{Chain, ChainKind, Dispatch, Snapshot, Sniffed};
-use l7_telemetry::{Flags, MetricRules, Peer, Peers, Recorder, ServiceInfo};
+use l7_telemetry::{Flags, Peer, Peers, Recorder, ServiceInfo};
 use strata_runtime::drain::Watch;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
@@ -81,8 +81,6 @@ pub struct Engine {
     pub(crate) rng: RefCell<Rng>,
     pub(crate) unknown_peer: Arc<Peer>,
     pub(crate) unknown_service: Arc<ServiceInfo>,
-    /// Of requests that no chain takes.
-    pub(crate) plain_metrics: Arc<MetricRules>,
     pub(crate) faults_active: Cell<u32>,
     this: Weak<Self>,
 }
@@ -113,7 +111,6 @@ impl Engine {
             rng: RefCell::new(Rng::new(seed)),
             unknown_peer: Arc::default(),
             unknown_service: Arc::default(),
-            plain_metrics: Arc::default(),
             faults_active: Cell::new(0),
             this: this.clone(),
             config,

@@ -186,7 +186,7 @@ impl Exchange {
         if let Some(traced) = &self.trace {
             traced.report(&record, &self.engine);
         }
-        let rules = self.chain.as_ref().map_or(&self.engine.plain_metrics, |chain| &chain.metrics);
+        let rules = self.chain.as_ref().map_or(&self.engine.config.shared.plain_metrics, |chain| &chain.metrics);
         self.engine.recorder.borrow_mut().request(&record, rules);
     }
 }

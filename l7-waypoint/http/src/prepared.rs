@@ -23,6 +23,8 @@ use crate::upstream::{self, CompiledCluster, Resolved, Resolver};
 /// What all workers of a process share.
 pub struct Shared {
     pub(crate) telemetry: Arc<Telemetry>,
+    /// Istio's metrics as they are where nothing changes them: the same for all chains, as metrics are found by it.
+    pub(crate) plain_metrics: Arc<MetricRules>,
     jwks: JwksStore,
     states: States,
     resolver: Resolver,
@@ -76,6 +78,7 @@ impl Shared {
         });
         Arc::new(Self {
             telemetry,
+            plain_metrics: Arc::default(),
             jwks,
             states: States::default(),
             resolver: Resolver::new(runtime, changed),
@@ -169,7 +172,7 @@ impl Shared {
             ChainKind::Http(http) => self.http_chain(&chain.name, http),
             ChainKind::Tcp(tcp) => PreparedChain {
                 logs: self.logs(&tcp.access_logs),
-                metrics: metrics(tcp.stats.as_ref()),
+                metrics: self.metrics(tcp.stats.as_ref()),
                 ..PreparedChain::default()
             },
             ChainKind::Closed { .. } => PreparedChain::default(),
@@ -186,7 +189,7 @@ impl Shared {
             FilterKind::Stats(config) => Some(&**config),
             _ => None,
         });
-        prepared.metrics = metrics(stats);
+        prepared.metrics = self.metrics(stats);
         for (position, filter) in chain.filters.iter().enumerate() {
             match &filter.kind {
                 FilterKind::JwtAuthn(config) => {
@@ -210,6 +213,13 @@ impl Shared {
         prepared
     }
 
+    /// They are always there: istiod sends no filter in meshes that name no provider for them, and when a Telemetry turns all of
+    /// them off.
+    fn metrics(&self, config: Option<&StatsFilter>) -> Arc<MetricRules> {
+        let changed = config.filter(|config| !config.metrics.is_empty());
+        changed.map_or_else(|| self.plain_metrics.clone(), |config| Arc::new(MetricRules::compile(config)))
+    }
+
     fn logs(&self, configs: &[AccessLog]) -> Vec<AccessLogger> {
         let compile = |config: &AccessLog| {
             let logger = self.telemetry.access_logger(config);
@@ -217,12 +227,6 @@ impl Shared {
         };
         configs.iter().filter_map(compile).collect()
     }
-}
-
-/// Istio's metrics are always there: istiod sends no filter in meshes that name no provider for them, and when a Telemetry
-/// turns all of them off.
-fn metrics(config: Option<&StatsFilter>) -> Arc<MetricRules> {
-    Arc::new(config.map(MetricRules::compile).unwrap_or_default())
 }
 
 fn retry_policy(config: &config::RetryPolicy) -> RetryPolicy {

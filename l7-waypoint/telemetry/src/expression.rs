@@ -19,6 +19,9 @@ type Known = fn(&Record<'_>) -> Fields;
 /// Longer texts are refused, bytes: parser and evaluation go as deep as a text is long (nesting itself is bounded by the parser).
 const LONGEST: usize = 1024;
 
+/// What is shown of a value, bytes.
+const LONGEST_VALUE: usize = 256;
+
 /// What can be asked of a request: Envoy's attributes, and Istio's for the workloads at both ends. Not its times, and nothing that
 /// filters leave behind in Envoy (`metadata`, `filter_state`).
 const KNOWN: [(&str, Known); 9] = [
@@ -60,10 +63,11 @@ impl Expression {
         matches!(self.value(record), Some(Value::Bool(true)))
     }
 
-    /// What it says of a request, as text; `None` if it cannot be evaluated, or is neither text, number nor truth.
+    /// What it says of a request, as text (the first [`LONGEST_VALUE`] bytes); `None` if it cannot be evaluated, or is neither
+    /// text, number nor truth.
     pub(crate) fn text(&self, record: &Record<'_>) -> Option<String> {
         Some(match self.value(record)? {
-            Value::String(text) => text.to_string(),
+            Value::String(text) => text[..text.floor_char_boundary(LONGEST_VALUE)].to_owned(),
             Value::Int(number) => number.to_string(),
             Value::UInt(number) => number.to_string(),
             Value::Float(number) => number.to_string(),

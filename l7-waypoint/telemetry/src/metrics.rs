@@ -19,6 +19,7 @@ use crate::peer::{Peer, ServiceInfo};
 use crate::record::Record;
 use labels::Labels;
 pub use rules::MetricRules;
+use rules::Values;
 
 /// How the connection from the client was secured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -129,6 +130,7 @@ pub(crate) struct Metrics {
     closed: Family<Labels, Counter>,
     sent: Family<Labels, Counter>,
     received: Family<Labels, Counter>,
+    values: Values,
     pub(crate) log_lines_dropped: Counter,
     events_sampled_out: Counter,
 }
@@ -147,6 +149,7 @@ impl Metrics {
             closed: Family::default(),
             sent: Family::default(),
             received: Family::default(),
+            values: Values::default(),
             log_lines_dropped: Counter::default(),
             events_sampled_out: Counter::default(),
         };
@@ -327,7 +330,8 @@ pub struct ConnectionGuard(());
 impl Handles {
     fn new(metrics: &Metrics, record: &Record<'_>, rules: &Arc<MetricRules>, values: &[Arc<str>]) -> Self {
         let standard = Labels::standard(record);
-        let labels = |metric| rules.labels(metric, &standard, values);
+        let values = metrics.values.bounded(values);
+        let labels = |metric| rules.labels(metric, &standard, &values);
         let counter = |metric, family: &Family<Labels, Counter>| {
             labels(metric).map(|labels| family.get_or_create(&labels).clone())
         };

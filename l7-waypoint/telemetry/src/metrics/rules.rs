@@ -1,7 +1,8 @@
 //! What a chain changes of Istio's metrics: the overrides of a Telemetry, which come as `stats.PluginConfig`.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use xds_model::envoy::telemetry::StatsFilter;
 
 use super::Metric;
@@ -33,6 +34,28 @@ enum Tag {
     Removed,
     /// By the expression at this place.
     Set(usize),
+}
+
+/// Combinations of values that requests have given to labels. There is a bound to them, or senders could fill the memory.
+#[derive(Default)]
+pub(super) struct Values(Mutex<HashSet<Vec<Arc<str>>>>);
+
+/// In a process.
+const MOST_VALUES: usize = 10_000;
+
+impl Values {
+    /// These, or as many times `unknown` if there are too many others already.
+    pub(super) fn bounded(&self, values: &[Arc<str>]) -> Vec<Arc<str>> {
+        if values.is_empty() {
+            return Vec::new();
+        }
+        let mut known = self.0.lock();
+        if known.contains(values) || known.len() < MOST_VALUES {
+            known.insert(values.to_vec());
+            return values.to_vec();
+        }
+        vec![UNKNOWN.into(); values.len()]
+    }
 }
 
 impl MetricRules {

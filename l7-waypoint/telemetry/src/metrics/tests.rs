@@ -156,3 +156,21 @@ fn metrics_are_turned_off_one_by_one_or_all() {
         (1, 0)
     );
 }
+
+#[test]
+fn senders_cannot_make_time_series_without_end() {
+    let values = rules::Values::default();
+    let one = |text: String| vec![Arc::from(text)];
+    for number in 0..20_000 {
+        values.bounded(&one(number.to_string()));
+    }
+    assert_eq!(&*values.bounded(&one("7".into()))[0], "7", "what is known stays");
+    assert_eq!(&*values.bounded(&one("19999".into()))[0], "unknown");
+    let long = vec![change("requests_total", &[("host", "request.host + request.host")], &[], false)];
+    let registry = Registry::new();
+    let mut recorder = Recorder::new(Telemetry::new(&registry));
+    let rules = Arc::new(MetricRules::compile(&StatsFilter { metrics: long, ..StatsFilter::default() }));
+    let host = "ä".repeat(500);
+    with_record(|record| recorder.request(&Record { authority: &host, ..record.clone() }, &rules));
+    assert!(registry.encode().contains(&format!("host=\"{}\"", "ä".repeat(128))));
+}
