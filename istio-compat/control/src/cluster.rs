@@ -6,6 +6,7 @@ mod statuses;
 pub(crate) mod waypoint;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use compat_kubernetes::{ApiServer, Kept, KeptId, Looked, Others, StatusWriter, Troubles, Upkeep, Wanted};
 use compat_objects::gateway::Gateway;
@@ -13,6 +14,7 @@ use compat_objects::{HasMeta as _, ObjectKey, ObjectSet};
 use compat_translate::MeshOutput;
 use serde_json::json;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::ca::Current;
 use authority::ROOT;
@@ -35,6 +37,10 @@ const MANAGED_KINDS: [Kept; 5] =
 const WAYPOINT_CLASS: &str = "istio-waypoint";
 const CLASS_CONTROLLER: &str = "istio.io/mesh-controller";
 
+/// So long after the start waypoints are left as they are. Node proxies that heard from a predecessor come back in this time; before
+/// that they would not hear where a waypoint that is made anew has gone.
+const CLIENTS_COME: Duration = Duration::from_secs(10);
+
 /// How the control plane works in a cluster.
 #[derive(Debug, Clone)]
 pub struct ClusterConfig {
@@ -49,6 +55,8 @@ pub struct ClusterConfig {
 pub(crate) struct Cluster {
     config: ClusterConfig,
     authority: Current,
+    /// When waypoints may be changed; `None`: they may.
+    waypoints_from: Option<Instant>,
     upkeep: Upkeep,
     troubles: watch::Receiver<Troubles>,
     statuses: StatusWriter,
@@ -61,14 +69,16 @@ impl Cluster {
         looked.extend(MANAGED_KINDS.map(|kind| Looked { kind, fields: String::new(), labels: MANAGED.to_owned() }));
         let upkeep = Upkeep::start(api, FIELD_MANAGER, looked);
         let troubles = upkeep.troubles();
-        Cluster { config, authority, upkeep, troubles, statuses: StatusWriter::start(api) }
+        let waypoints_from = Some(Instant::now() + CLIENTS_COME);
+        Cluster { config, authority, waypoints_from, upkeep, troubles, statuses: StatusWriter::start(api) }
     }
 
     /// Takes in what is in force now.
     pub(crate) fn follow(&mut self, objects: &ObjectSet, output: &MeshOutput) {
         let mut wanted = self.roots(objects);
         wanted.extend([class()]);
-        let deployed = deployed(objects).filter(|_| self.config.deploy_waypoints);
+        let may_change = self.config.deploy_waypoints && self.waypoints_from.is_none();
+        let deployed = deployed(objects).filter(|_| may_change);
         // Whose parameters cannot be used is left as it is; its status says why.
         let whole = deployed.filter_map(|gateway| Some((gateway, parameters::read(gateway, objects).ok()?)));
         for (gateway, parameters) in whole {
@@ -79,9 +89,20 @@ impl Cluster {
         self.statuses.set(statuses::all(objects, output, &troubles));
     }
 
-    /// Resolves when something else than the objects has changed: what cannot be written, which statuses tell, or the root.
+    /// Resolves when something else than the objects has changed: what cannot be written, which statuses tell, the root, or whether
+    /// waypoints may be changed.
     pub(crate) async fn changed(&mut self) {
+        let from = self.waypoints_from;
+        let may_change = async {
+            if let Some(from) = from {
+                tokio::time::sleep_until(from).await
+            }
+        };
         let ended = tokio::select! {
+            () = may_change, if from.is_some() => {
+                self.waypoints_from = None;
+                false
+            }
             troubles = self.troubles.changed() => troubles.is_err(),
             authority = self.authority.changed() => authority.is_err(),
         };
