@@ -30,9 +30,6 @@ const ROOT_CONFIG_MAP: &str = "istio-ca-root-cert";
 const FIELD_MANAGER: &str = "istio.io/gateway-controller";
 /// On what is made for a waypoint; what lacks it is somebody else's.
 const MANAGED: &str = "gateway.istio.io/managed";
-/// What a waypoint may consist of.
-const MANAGED_KINDS: [Kept; 5] =
-    [Kept::ServiceAccount, Kept::Service, Kept::Deployment, Kept::HorizontalPodAutoscaler, Kept::PodDisruptionBudget];
 /// The class of waypoints, and by whom it is served: Istio's names, which an istiod that comes later takes over.
 const WAYPOINT_CLASS: &str = "istio-waypoint";
 const CLASS_CONTROLLER: &str = "istio.io/mesh-controller";
@@ -66,7 +63,11 @@ impl Cluster {
     pub(crate) fn start(api: &ApiServer, config: ClusterConfig, authority: Current) -> Cluster {
         let named = format!("metadata.name={ROOT_CONFIG_MAP}");
         let mut looked = vec![Looked { kind: Kept::ConfigMap, fields: named, labels: String::new() }];
-        looked.extend(MANAGED_KINDS.map(|kind| Looked { kind, fields: String::new(), labels: MANAGED.to_owned() }));
+        looked.extend(parameters::kinds().map(|kind| Looked {
+            kind,
+            fields: String::new(),
+            labels: MANAGED.to_owned(),
+        }));
         let upkeep = Upkeep::start(api, FIELD_MANAGER, looked);
         let troubles = upkeep.troubles();
         let waypoints_from = Some(Instant::now() + CLIENTS_COME);
@@ -93,13 +94,8 @@ impl Cluster {
     /// waypoints may be changed.
     pub(crate) async fn changed(&mut self) {
         let from = self.waypoints_from;
-        let may_change = async {
-            if let Some(from) = from {
-                tokio::time::sleep_until(from).await
-            }
-        };
         let ended = tokio::select! {
-            () = may_change, if from.is_some() => {
+            () = tokio::time::sleep_until(from.unwrap_or_else(Instant::now)), if from.is_some() => {
                 self.waypoints_from = None;
                 false
             }

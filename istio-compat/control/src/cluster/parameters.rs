@@ -28,6 +28,11 @@ const MERGED: [(&str, &[&str]); 9] = [
     ("ports", &["containerPort", "port"]),
 ];
 
+/// What a waypoint may consist of.
+pub(super) fn kinds() -> [Kept; KEYS.len()] {
+    KEYS.map(|(_, kind)| kind)
+}
+
 /// Patches by object.
 pub(crate) type Parameters = BTreeMap<Kept, Value>;
 

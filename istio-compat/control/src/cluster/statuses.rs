@@ -113,7 +113,7 @@ impl View<'_> {
         }
         let (namespace, name) = (gateway.namespace(), gateway.name());
         let kept = |kind| KeptId { kind, namespace: namespace.to_owned(), name: name.to_owned() };
-        for id in super::MANAGED_KINDS.map(kept) {
+        for id in parameters::kinds().map(kept) {
             if let Some(trouble) = self.troubles.get(&id) {
                 return Some(("Invalid", format!("{id}: {trouble}")));
             }

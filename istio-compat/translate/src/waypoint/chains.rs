@@ -5,6 +5,7 @@ use super::clusters::dns_cache;
 use super::destinations::inbound_vip;
 use super::listeners::{peer_metadata, reshare_target, router};
 use super::routes::default_route;
+use super::telemetry::InForce;
 use crate::mesh::{Resolution, Service, ServicePort};
 use crate::pb::{
     self, TypedStruct, any, any_as, boolean, boolv, core, ext, http_filter, listener, network_filter, route, structure,
@@ -50,9 +51,7 @@ impl Builder<'_, '_> {
             let http = Http { name: &name, domain, port: port.number, http2, routes, default };
             vec![self.http(&target, &http)]
         } else {
-            let mut filters = self.tcp_filters(&target);
-            filters.push(self.logged(self.tcp_proxy(service, port, &name), &target));
-            filters
+            self.tcp(&target, self.tcp_proxy(service, port, &name))
         };
         listener::FilterChain { name, filters, ..Default::default() }
     }
@@ -60,8 +59,7 @@ impl Builder<'_, '_> {
     /// Chains of workloads addressed directly, whatever the port.
     pub(crate) fn direct_chains(&self) -> [listener::FilterChain; 2] {
         let mut tcp = vec![reshare_target()];
-        tcp.extend(self.tcp_filters(&Target::Workloads));
-        tcp.push(self.logged(to_cluster("encap", "encap"), &Target::Workloads));
+        tcp.extend(self.tcp(&Target::Workloads, to_cluster("encap", "encap")));
         let routes = vec![default_route("encap", ":0/*", Vec::new())];
         let http = Http { name: "encap", domain: "*", port: 0, http2: false, routes, default: true };
         let http = vec![reshare_target(), self.http(&Target::Workloads, &http)];
@@ -71,21 +69,19 @@ impl Builder<'_, '_> {
         ]
     }
 
-    /// Metadata, then who may come in.
-    fn tcp_filters(&self, target: &Target<'_>) -> Vec<listener::Filter> {
+    /// Metadata, who may come in, what is counted and logged, and where it goes.
+    fn tcp(&self, target: &Target<'_>, mut proxy: tcp_proxy::TcpProxy) -> Vec<listener::Filter> {
+        let telemetry = self.telemetry(target);
         let exchange = TypedStruct {
             type_url: "type.googleapis.com/envoy.tcp.metadataexchange.config.MetadataExchange".into(),
             value: Some(structure([("enable_discovery", boolean(true)), ("protocol", text("istio-peer-exchange"))])),
         };
         let mut filters = vec![network_filter("istio.metadata_exchange", any_as(pb::TYPED_STRUCT, &exchange))];
         filters.extend(self.network_access(target));
-        filters.extend(self.stats(target).map(|stats| network_filter(STATS, any_as(STATS_TYPE, &stats))));
+        filters.extend(self.stats(&telemetry).map(|stats| network_filter(STATS, any_as(STATS_TYPE, &stats))));
+        proxy.access_log = self.access_logs(&telemetry);
+        filters.push(network_filter("envoy.filters.network.tcp_proxy", any(&proxy)));
         filters
-    }
-
-    fn logged(&self, mut proxy: tcp_proxy::TcpProxy, target: &Target<'_>) -> listener::Filter {
-        proxy.access_log = self.access_logs(target);
-        network_filter("envoy.filters.network.tcp_proxy", any(&proxy))
     }
 
     fn tcp_proxy(&self, service: &Service, port: &ServicePort, name: &str) -> tcp_proxy::TcpProxy {
@@ -127,12 +123,13 @@ impl Builder<'_, '_> {
             ..Default::default()
         };
         let escaped = hcm::http_connection_manager::PathWithEscapedSlashesAction::KeepUnchanged as i32;
+        let telemetry = self.telemetry(target);
         let manager = hcm::HttpConnectionManager {
             stat_prefix: format!("inbound_0.0.0.0_{};", http.port),
             server_name: "istio-envoy".into(),
-            http_filters: self.http_filters(target),
-            access_log: self.access_logs(target),
-            tracing: self.tracing(target),
+            http_filters: self.http_filters(target, &telemetry),
+            access_log: self.access_logs(&telemetry),
+            tracing: self.tracing(&telemetry),
             http2_protocol_options: http.http2.then(core::Http2ProtocolOptions::default),
             stream_idle_timeout: pb::seconds(0),
             use_remote_address: boolv(false),
@@ -150,7 +147,7 @@ impl Builder<'_, '_> {
         network_filter("envoy.filters.network.http_connection_manager", any(&manager))
     }
 
-    fn http_filters(&self, target: &Target<'_>) -> Vec<hcm::HttpFilter> {
+    fn http_filters(&self, target: &Target<'_>, telemetry: &[InForce<'_>]) -> Vec<hcm::HttpFilter> {
         let mut filters = self.custom_http_access(target);
         filters.extend(self.jwt(target));
         filters.extend(self.http_access(target));
@@ -176,7 +173,7 @@ impl Builder<'_, '_> {
             filters.push(http_filter("envoy.filters.http.dynamic_forward_proxy", any(&resolve_host(service))));
         }
         filters.push(http_filter("waypoint_upstream_peer_metadata", peer_metadata(upstream)));
-        filters.extend(self.stats(target).map(|stats| http_filter(STATS, any_as(STATS_TYPE, &stats))));
+        filters.extend(self.stats(telemetry).map(|stats| http_filter(STATS, any_as(STATS_TYPE, &stats))));
         filters.push(router());
         filters
     }

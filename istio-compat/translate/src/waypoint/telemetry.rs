@@ -51,7 +51,7 @@ const DRY_RUN: [(&str, &str); 4] = [
 ];
 
 /// One object in force, with its name.
-type InForce<'t> = (ObjectKey, &'t Telemetry);
+pub(super) type InForce<'t> = (ObjectKey, &'t Telemetry);
 
 /// A provider that is to log.
 struct Logged<'t> {
@@ -74,7 +74,7 @@ struct Traced<'t> {
 
 impl Builder<'_, '_> {
     /// From the general to the specific; of several alike the oldest.
-    fn telemetry(&self, target: &Target<'_>) -> Vec<InForce<'_>> {
+    pub(super) fn telemetry(&self, target: &Target<'_>) -> Vec<InForce<'_>> {
         let (root, own) = (self.mesh.options.root_namespace.as_str(), self.waypoint.key.namespace.as_str());
         let mut found = Vec::new();
         for object in self.mesh.objects.telemetries() {
@@ -101,12 +101,11 @@ impl Builder<'_, '_> {
     }
 
     /// Where the requests or connections of a target are written down.
-    pub(super) fn access_logs(&self, target: &Target<'_>) -> Vec<accesslog::AccessLog> {
-        let in_force = self.telemetry(target);
+    pub(super) fn access_logs(&self, in_force: &[InForce<'_>]) -> Vec<accesslog::AccessLog> {
         let defaults = self.mesh.providers.defaults().access_logging.iter();
         let mut wanted: BTreeMap<String, Logged<'_>> =
             defaults.map(|name| (name.clone(), Logged { asked: None, filter: None })).collect();
-        for (key, object) in &in_force {
+        for (key, object) in in_force {
             let entries = object.spec.access_logging.iter();
             let entries: Vec<_> = entries.filter(|entry| of_servers(entry.selector)).collect();
             let names = |providers: &[ProviderRef]| providers.iter().map(|p| p.name.clone()).collect::<Vec<_>>();
@@ -137,8 +136,7 @@ impl Builder<'_, '_> {
     }
 
     /// How requests of a target are traced; `None` where no spans go anywhere.
-    pub(super) fn tracing(&self, target: &Target<'_>) -> Option<Tracing> {
-        let in_force = self.telemetry(target);
+    pub(super) fn tracing(&self, in_force: &[InForce<'_>]) -> Option<Tracing> {
         let mut traced = Traced {
             providers: self.mesh.providers.defaults().tracing.clone(),
             object: None,
@@ -147,7 +145,7 @@ impl Builder<'_, '_> {
             istio_tags: true,
             custom: None,
         };
-        for (key, object) in &in_force {
+        for (key, object) in in_force {
             let entries = object.spec.tracing.iter().enumerate();
             for (index, entry) in entries.filter(|(_, entry)| of_servers(entry.selector)) {
                 if !entry.providers.is_empty() {

@@ -29,6 +29,7 @@ const ROOTS: [(&str, &str); 2] = [("cacert", "crl"), ("ca.crt", "ca.crl")];
 const CERTIFICATE: [(&str, &str); 2] = [("cert", "key"), ("tls.crt", "tls.key")];
 const ROOTS_SUFFIX: &str = "-cacert";
 
+/// Values by key, without empty ones.
 type Data<'d> = BTreeMap<&'d str, &'d [u8]>;
 
 /// PEM.
@@ -98,10 +99,11 @@ impl Builder<'_, '_> {
     fn known(&self, kind: Kind, namespace: &str, name: &str) -> Option<(ObjectKey, Data<'_>)> {
         let key = ObjectKey::new(kind, namespace, name);
         self.referred.borrow_mut().objects.insert(key.clone());
-        let data = match kind {
+        let mut data = match kind {
             Kind::ConfigMap => of_config_map(self.mesh.objects.config_map(namespace, name)?),
             _ => of_secret(self.mesh.objects.secret(namespace, name)?),
         };
+        data.retain(|_, value| !value.is_empty());
         Some((key, data))
     }
 
@@ -138,14 +140,13 @@ fn of_secret(secret: &Secret) -> Data<'_> {
 }
 
 fn roots(data: &Data<'_>) -> Result<Roots, String> {
-    let value = |key: &str| data.get(key).filter(|value| !value.is_empty());
     let [(first, _), (second, _)] = ROOTS;
-    let found = ROOTS.iter().find_map(|(key, revoked)| Some((*key, *value(key)?, *revoked)));
+    let found = ROOTS.iter().find_map(|(key, revoked)| Some((*key, *data.get(key)?, *revoked)));
     let (key, pem, revoked) = found.ok_or_else(|| format!("there is neither {first} nor {second}"))?;
     if CertificateDer::from_pem_slice(pem).is_err() {
         return Err(format!("{key} is no certificate in PEM"));
     }
-    let revocations = value(revoked).copied().unwrap_or_default();
+    let revocations = data.get(revoked).copied().unwrap_or_default();
     if !revocations.is_empty() && CertificateRevocationListDer::from_pem_slice(revocations).is_err() {
         return Err(format!("{revoked} is no revocation list in PEM"));
     }
@@ -153,8 +154,8 @@ fn roots(data: &Data<'_>) -> Result<Roots, String> {
 }
 
 fn certificate(data: &Data<'_>) -> Result<tls::TlsCertificate, String> {
-    let value = |key: &str| data.get(key).filter(|value| !value.is_empty());
-    let found = CERTIFICATE.iter().find_map(|(chain, key)| Some(((*chain, *value(chain)?), (*key, *value(key)?))));
+    let found =
+        CERTIFICATE.iter().find_map(|(chain, key)| Some(((*chain, *data.get(chain)?), (*key, *data.get(key)?))));
     let [first, second] = CERTIFICATE.map(|(chain, key)| format!("{chain} and {key}"));
     let (chain, key) = found.ok_or_else(|| format!("there are neither {first} nor {second}"))?;
     if CertificateDer::from_pem_slice(chain.1).is_err() {

@@ -7,7 +7,7 @@ use compat_objects::istio::{
 };
 use xds_proto::istio::stats::{MetricConfig, PluginConfig, Reporter};
 
-use super::{Builder, Target};
+use super::{Builder, InForce};
 
 /// Istio's metrics: what a Telemetry calls them, in the order of these names, and their names without `istio_`.
 const ALL: [(IstioMetric, &str); 10] = [
@@ -37,8 +37,7 @@ struct Change<'t> {
 
 impl Builder<'_, '_> {
     /// `None`: nothing is changed.
-    pub(in crate::waypoint) fn stats(&self, target: &Target<'_>) -> Option<PluginConfig> {
-        let in_force = self.telemetry(target);
+    pub(in crate::waypoint) fn stats(&self, in_force: &[InForce<'_>]) -> Option<PluginConfig> {
         let metrics = || in_force.iter().flat_map(|(_, object)| &object.spec.metrics);
         let defaults = &self.mesh.providers.defaults().metrics;
         let named = |metrics: &Metrics| metrics.providers.iter().map(|provider| provider.name.clone()).collect();
