@@ -30,6 +30,25 @@ YAML
   kubectl -n "$namespace" wait pod --all --for=condition=Ready --timeout=60s > /dev/null
 }
 
+# meshed NAMESPACE NAME:NODE...: the same in the mesh, mutual TLS alone, the first pod as a Service behind a waypoint of its own.
+meshed() {
+  local namespace=$1 server=${2%:*}
+  sandbox "$@"
+  kubectl -n "$namespace" expose pod "$server" --port 8080 > /dev/null
+  kubectl label namespace "$namespace" istio.io/dataplane-mode=ambient istio.io/use-waypoint=waypoint > /dev/null
+  kubectl -n "$namespace" apply -f - > /dev/null <<'YAML'
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: waypoint, labels: {istio.io/waypoint-for: service}}
+spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: strict}
+spec: {mtls: {mode: STRICT}}
+YAML
+}
+
 # answered LEAST FILE: in this report of strata-echo every request was answered, and there were at least LEAST.
 answered() {
   python3 - "$1" "$2" <<'PYTHON'

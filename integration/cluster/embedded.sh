@@ -11,15 +11,8 @@ export CONTROL=embedded
 "$here/cluster.sh"
 
 say "what became of objects"
-sandbox embedded server:node-b client:node-a
-kubectl -n embedded expose pod server --port 8080 > /dev/null
-kubectl label namespace embedded istio.io/dataplane-mode=ambient istio.io/use-waypoint=waypoint > /dev/null
+meshed embedded server:node-b client:node-a
 kubectl -n embedded apply -f - > /dev/null <<'YAML'
-apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {name: waypoint, labels: {istio.io/waypoint-for: service}}
-spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
----
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
 metadata: {name: server}
@@ -35,11 +28,6 @@ metadata: {name: astray}
 spec:
   parentRefs: [{group: "", kind: Service, name: server, port: 8080}]
   rules: [{matches: [{path: {value: /astray}}], backendRefs: [{name: nowhere, port: 80}]}]
----
-apiVersion: security.istio.io/v1
-kind: PeerAuthentication
-metadata: {name: strict}
-spec: {mtls: {mode: STRICT}}
 YAML
 # Somebody who is in no mesh.
 sandbox embedded-outside partner:node-b

@@ -10,20 +10,8 @@ export CONTROL=embedded
 . "$here/checks.sh"
 
 kubectl delete namespace takeover --ignore-not-found --timeout=120s > /dev/null
-sandbox takeover server:node-b client:node-a
-kubectl -n takeover expose pod server --port 8080 > /dev/null
-kubectl label namespace takeover istio.io/dataplane-mode=ambient istio.io/use-waypoint=waypoint > /dev/null
+meshed takeover server:node-b client:node-a
 kubectl -n takeover apply -f - > /dev/null <<'YAML'
-apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {name: waypoint, labels: {istio.io/waypoint-for: service}}
-spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
----
-apiVersion: security.istio.io/v1
-kind: PeerAuthentication
-metadata: {name: strict}
-spec: {mtls: {mode: STRICT}}
----
 apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {name: server}
