@@ -49,7 +49,8 @@ const WORKLOAD_WAIT: Duration = Duration::from_secs(5);
 /// Time to connect to an application or a plaintext destination.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a proxy that drains goes on accepting: handshakes begun before its successor had the listeners end here.
+/// How long a listener goes on accepting that nothing new is steered to, because a successor has it or the pod leaves the mesh:
+/// handshakes that had begun end here.
 const LATECOMERS: Duration = Duration::from_secs(1);
 
 /// What all threads of the node role read.

@@ -206,14 +206,22 @@ impl Enrolment {
         if !self.shared.pods.uses(&pod.identity) {
             self.shared.identities.forget(&pod.identity);
         }
-        if self.capture == Capture::Redirected {
+        match self.capture {
+            // Nothing new is steered here, but who is in the midst of a handshake would be reset with the listener.
+            Capture::Steered => drop(tokio::spawn(async move {
+                tokio::time::sleep(super::LATECOMERS).await;
+                pod.stop_listening();
+            })),
             // istio-cni has taken its rules away before it says so: answers of the application no longer come back to
             // us, and whoever waits for one would wait for long.
-            let grace = self.grace;
-            tokio::spawn(async move {
-                tokio::time::sleep(grace).await;
-                pod.gone.cancel();
-            });
+            Capture::Redirected => {
+                pod.stop_listening();
+                let grace = self.grace;
+                tokio::spawn(async move {
+                    tokio::time::sleep(grace).await;
+                    pod.gone.cancel();
+                });
+            }
         }
     }
 }

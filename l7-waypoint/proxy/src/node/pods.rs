@@ -116,14 +116,13 @@ impl Pods {
         });
     }
 
-    /// Takes the pod out; its listeners close, its connections go on.
+    /// Takes the pod out. Its connections go on; its listeners are the caller's to close.
     pub(crate) fn remove(&self, key: &str) -> Option<Arc<Pod>> {
         let pod = self.by_key(key)?;
         self.change(|table| {
             table.by_key.remove(key);
             table.by_ip.retain(|_, other| other.key != key);
         });
-        pod.stop_listening();
         Some(pod)
     }
 
