@@ -58,19 +58,29 @@ sys.exit(not (report["sent"] >= int(sys.argv[1]) and report["ok"] == report["sen
 PYTHON
 }
 
+# told FILE: how many requests of this report were answered, and if some were not: why, and when they began.
+told() {
+  python3 - "$1" <<'PYTHON'
+import datetime, json, sys
+report = json.load(open(sys.argv[1]))
+failed = [datetime.datetime.fromtimestamp(began / 1000).strftime("%T.%f")[:-3] for began, status, *_ in report["samples"] if not status]
+print(report["ok"], "of", report["sent"], "answered", *([report["errors"], f"from {failed[0]} to {failed[-1]}"] if failed else []))
+PYTHON
+}
+
 # traffic_during WHAT NAMESPACE SERVER COMMAND...: no request of the namespace's pod `client` to SERVER fails while COMMAND runs and a
 # little longer: fifty a second, each on a new connection.
 traffic_during() {
   local what=$1 namespace=$2 server=$3 report=$run/traffic.json client
   shift 3
-  timeout 300 kubectl -n "$namespace" exec client -- sh -c 'echo $$ > /tmp/pid; exec strata-echo call "http://$0:8080/" --count 0 --rate 50 --new-connection --timeout 2s' "$server" > "$report" &
+  timeout 300 kubectl -n "$namespace" exec client -- sh -c 'echo $$ > /tmp/pid; exec strata-echo call "http://$0:8080/" --count 0 --rate 50 --new-connection --timeout 2s --samples' "$server" > "$report" &
   client=$!
   sleep 2
   "$@"
   sleep 5
   timeout 20 kubectl -n "$namespace" exec client -- sh -c 'kill -TERM $(cat /tmp/pid)'
   wait $client
-  note "$what: $(python3 -c 'import json,sys; r=json.load(open(sys.argv[1])); print(r["ok"], "of", r["sent"], "answered", r["errors"] or "")' "$report")"
+  note "$what: $(told "$report")"
   check "$what: no request outside the mesh fails" answered 100 "$report"
 }
 

@@ -24,7 +24,7 @@ use crate::certificate::WorkloadCertificate;
 const CONCURRENT_REQUESTS: usize = 8;
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const MAX_BACKOFF: Duration = Duration::from_secs(150);
-/// A caller ends the pause after a failure once it has lasted so long.
+/// A caller ends the pause after a failure, once it has lasted so long.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// After new roots, certificates are asked for within this time, so that not every node asks at once.
 const SPREAD: Duration = Duration::from_secs(2);
@@ -68,7 +68,7 @@ pub struct CertificateInfo {
 #[derive(Clone, Default)]
 struct Slot {
     certificate: Option<Arc<WorkloadCertificate>>,
-    /// Of the last attempt, if it failed, and when.
+    /// Of the last attempt, if it failed, and when that began.
     error: Option<(Arc<str>, Instant)>,
 }
 
@@ -115,11 +115,11 @@ impl IdentityManager {
         certificate.is_valid(SystemTime::now()).then_some(certificate)
     }
 
-    /// The certificate of `identity`; asks for the first one. After a failure it asks again rather than wait for the
-    /// next attempt: the CA may have come back, and somebody waits.
+    /// The certificate of `identity`; asks for the first one. What failed before counts for nothing: the CA may have
+    /// come back, so an attempt is awaited that begins now, or a second after the last one failed.
     ///
     /// # Errors
-    /// If an attempt failed just now and none is valid, or if 10 s pass.
+    /// If that attempt fails and none is valid, or if 10 s pass.
     pub async fn certificate(&self, identity: &SpiffeId) -> Result<Arc<WorkloadCertificate>, IdentityError> {
         if let Some(certificate) = self.cached(identity) {
             return Ok(certificate);
@@ -134,7 +134,7 @@ impl IdentityManager {
                         (Some(certificate), _) if certificate.is_valid(SystemTime::now()) => {
                             return Ok(certificate.clone());
                         }
-                        (_, Some((_, at))) if *at + PATIENCE <= asked => hurry.notify_one(),
+                        (_, Some((_, began))) if *began < asked => hurry.notify_one(),
                         (_, Some((reason, _))) => {
                             return Err(IdentityError::Unavailable {
                                 identity: identity.clone(),
@@ -256,6 +256,7 @@ async fn renew(manager: std::sync::Weak<Inner>, identity: SpiffeId, slot: watch:
         roots.borrow_and_update();
         // The semaphore is never closed while `inner` lives.
         let Ok(permit) = inner.permits.acquire().await else { return };
+        let began = Instant::now();
         let outcome = inner.ca.issue(&identity).await;
         drop(permit);
         drop(inner);
@@ -270,14 +271,20 @@ async fn renew(manager: std::sync::Weak<Inner>, identity: SpiffeId, slot: watch:
             Err(error) => {
                 let pause = backoff.mul_f64(rand::rng().random_range(1.0..2.0));
                 tracing::warn!(%identity, %error, retry_ms = pause.as_millis() as u64, "no certificate");
-                slot.send_modify(|slot| slot.error = Some((error.to_string().into(), Instant::now())));
+                slot.send_modify(|slot| slot.error = Some((error.to_string().into(), began)));
                 backoff = (backoff * 2).min(MAX_BACKOFF);
                 pause
             }
         };
+        let failed = slot.borrow().error.is_some();
+        let hurried = async {
+            let earliest = tokio::time::sleep(PATIENCE);
+            hurry.notified().await;
+            earliest.await;
+        };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = hurry.notified(), if slot.borrow().error.is_some() => {}
+            () = hurried, if failed => {}
             // An error means that the manager is gone, which the next turn sees.
             _ = roots.changed() => {
                 backoff = FIRST_BACKOFF;

@@ -53,6 +53,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// handshakes that had begun end here.
 const LATECOMERS: Duration = Duration::from_secs(1);
 
+/// What readiness waits for: the first whole answer of the control plane.
+const XDS: &str = "xds";
+
 /// What all threads of the node role read.
 pub(crate) struct Shared {
     pub mesh: MeshView,
@@ -150,7 +153,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
         flags.xds(&[type_url::ADDRESS, type_url::AUTHORIZATION]),
         MeshHandler { builder },
         xds_metrics,
-        readiness.task("xds"),
+        readiness.task(XDS),
         configured.clone(),
     );
     task::spawn("xds", xds);
@@ -158,7 +161,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     task::spawn("grants", grants::follow(shared.clone(), configured));
     let enrolment = Enrolment::new(&flags, shared.clone(), workers, pods_known)
         .context("the own network namespace cannot be opened")?;
-    let pods = follow_pods(&flags, enrolment, messages);
+    let pods = follow_pods(&flags, readiness, enrolment, messages);
     drop(watch);
 
     shutdown_signal().await;
@@ -190,16 +193,28 @@ fn workers(flags: &Flags, shared: &Arc<Shared>) -> std::io::Result<Workers<Arc<W
     })
 }
 
-/// Takes in the pods of whoever tells of them, until aborted. `messages` are for our agent only.
-fn follow_pods(flags: &Flags, pods: Enrolment, messages: mpsc::Receiver<ProxyMessage>) -> JoinHandle<()> {
+/// Takes in the pods of whoever tells of them, until aborted. `messages` are for our agent only. It begins when the control
+/// plane has told everything (so does ztunnel): who serves pods before would take connections from a predecessor that knows
+/// more.
+fn follow_pods(
+    flags: &Flags,
+    readiness: Readiness,
+    pods: Enrolment,
+    messages: mpsc::Receiver<ProxyMessage>,
+) -> JoinHandle<()> {
     let path = flags.pods_socket();
+    let configured = async move { readiness.done(XDS).await };
     match flags.pods_from {
         PodsFrom::Agent => task::spawn("handoff", async move {
+            configured.await;
             enrolment::follow(&path, Agent { messages }, pods).await;
         }),
         PodsFrom::Zds(_) => {
             let cni = IstioCni::new(&flags.cluster_id, &flags.node_name);
-            task::spawn("zds", async move { enrolment::follow(&path, cni, pods).await })
+            task::spawn("zds", async move {
+                configured.await;
+                enrolment::follow(&path, cni, pods).await;
+            })
         }
     }
 }

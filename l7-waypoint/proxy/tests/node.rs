@@ -237,6 +237,13 @@ async fn a_successor_takes_over_without_a_lost_connection() {
     for _ in 0..3 {
         assert!(proxy.succeed(&control, &pods).await.success());
     }
+    // One that has heard nothing of the control plane leaves the pods to its predecessor, which knows all.
+    control.refuse(true);
+    let early = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        control.refuse(false);
+    };
+    assert!(proxy.succeed_after(early, &control, &pods).await.success());
     stop.store(true, Ordering::Relaxed);
     for caller in callers {
         assert!(caller.join().unwrap() > 100);

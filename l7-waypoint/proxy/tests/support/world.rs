@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Child, Command};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -149,25 +150,32 @@ pub struct Control {
     pub addr: SocketAddr,
     table: Arc<Mutex<Table>>,
     generation: Arc<watch::Sender<u64>>,
-    _ca: Arc<TestCa>,
+    ca: Arc<TestCa>,
 }
 
-struct Table1(Arc<Mutex<Table>>, Arc<watch::Sender<u64>>);
+struct Served {
+    table: Arc<Mutex<Table>>,
+    generation: Arc<watch::Sender<u64>>,
+    ca: Arc<TestCa>,
+}
 
-impl Source for Table1 {
+impl Source for Served {
     type Caller = ();
 
     fn generation(&self) -> watch::Receiver<u64> {
-        self.1.subscribe()
+        self.generation.subscribe()
     }
     async fn authenticate(&self, metadata: &tonic::metadata::MetadataMap, _node: &Node) -> Result<(), tonic::Status> {
+        if self.ca.refuse.load(Ordering::Relaxed) {
+            return Err(tonic::Status::unavailable("told to refuse"));
+        }
         match metadata.get("authorization") {
             Some(value) if value.as_bytes() == format!("Bearer {TOKEN}").as_bytes() => Ok(()),
             _ => Err(tonic::Status::unauthenticated("wrong token")),
         }
     }
     fn resources(&self, _caller: &(), _node: &Node, type_url: &str) -> Option<Resources> {
-        Some(Resources::default().next(self.0.lock().unwrap().get(type_url).cloned().unwrap_or_default()))
+        Some(Resources::default().next(self.table.lock().unwrap().get(type_url).cloned().unwrap_or_default()))
     }
 }
 
@@ -175,8 +183,9 @@ impl Control {
     pub async fn start() -> Control {
         let table = Arc::new(Mutex::new(Table::new()));
         let generation = Arc::new(watch::channel(1).0);
-        let (xds, _clients) = xds_server::service(Arc::new(Table1(table.clone(), generation.clone())));
         let ca = TestCa::new();
+        let served = Served { table: table.clone(), generation: generation.clone(), ca: ca.clone() };
+        let (xds, _clients) = xds_server::service(Arc::new(served));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let service = IstioCertificateServiceServer::new(crate::ca::Service(ca.clone()));
@@ -185,7 +194,12 @@ impl Control {
             let server = tonic::transport::Server::builder().add_service(xds).add_service(service);
             server.serve_with_incoming(incoming).await.unwrap();
         });
-        Control { addr, table, generation, _ca: ca }
+        Control { addr, table, generation, ca }
+    }
+
+    /// Whether whoever comes anew is refused, for configuration and for certificates.
+    pub fn refuse(&self, newcomers: bool) {
+        self.ca.refuse.store(newcomers, Ordering::Relaxed);
     }
 
     /// Serves an encoded resource.
@@ -315,11 +329,26 @@ impl NodeProxy {
     /// A second process for the same node, as an upgrade starts it. Once it listens, the first one is told to end; returns
     /// how it ended.
     pub async fn succeed(&mut self, control: &Control, pods: &[(&Pod, &str)]) -> std::process::ExitStatus {
+        self.succeed_after(std::future::ready(()), control, pods).await
+    }
+
+    /// As `succeed`; the second process must not come for the pods before `early` is over.
+    pub async fn succeed_after(
+        &mut self,
+        early: impl Future<Output = ()>,
+        control: &Control,
+        pods: &[(&Pod, &str)],
+    ) -> std::process::ExitStatus {
         let old_agent = self.agent.take();
         self.admin_socket = format!("after-{}", self.admin_socket);
         let mut command = node_command(control, self.run_dir.path());
         let next = Process(command.args(["--admin-socket", &self.admin_socket]).spawn().unwrap());
         let mut old = std::mem::replace(&mut self.child, next);
+        tokio::select! {
+            biased;
+            () = early => {}
+            _ = self.listener.accept() => panic!("the successor came for the pods too early"),
+        }
         self.serve_agent(pods).await;
         wait_ready(&self.socket()).await;
         old.terminate();
