@@ -147,15 +147,16 @@ impl Intake {
                 continue;
             }
             let snapshot = self.known.snapshot();
-            let published = publish.send_if_modified(|current| {
+            publish.send_if_modified(|current| {
                 // While lists are under way only the reasons to wait are news.
                 let news = snapshot.synced || snapshot.faults != current.faults;
                 if news {
+                    // Who sees the snapshot sees it counted.
+                    self.counters.snapshots.fetch_add(1, Ordering::Relaxed);
                     *current = snapshot;
                 }
                 news
             });
-            self.counters.snapshots.fetch_add(published.into(), Ordering::Relaxed);
         }
     }
 
