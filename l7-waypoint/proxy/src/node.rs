@@ -114,7 +114,7 @@ impl Shared {
 pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     let by_agent = flags.pods_from == PodsFrom::Agent;
     let readiness = Readiness::new();
-    let pods_known = readiness.task("pods");
+    let (configured_once, pods_known) = (readiness.task(XDS), readiness.task("pods"));
     let registry = metrics::Registry::new();
     let (trigger, watch) = drain::channel();
     // Configuration is followed, and open connections are judged by it, until the end.
@@ -153,7 +153,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
         flags.xds(&[type_url::ADDRESS, type_url::AUTHORIZATION]),
         MeshHandler { builder },
         xds_metrics,
-        readiness.task(XDS),
+        configured_once,
         configured.clone(),
     );
     task::spawn("xds", xds);

@@ -81,14 +81,15 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
         .context("data-plane threads")?
     };
 
+    // Before anybody can ask whether we are ready.
+    let [configured_once, certificate, listens] = ["xds", "certificate", "listeners"].map(|task| readiness.task(task));
     let (handler, state) = Handler::new(Some(builder), engines, origination.clone(), snapshot);
     let admin = admin(&flags, &state, &identities, &origination, &telemetry, readiness.clone(), registry.clone());
     let public = Admin::new("strata-waypoint", readiness.clone(), registry.clone());
     crate::admin::serve(admin, public, &flags, &watch).await?;
     let types = [&config::TYPES[..], &[type_url::WORKLOAD]].concat();
     let metrics = xds_client::Metrics::register(&registry);
-    task::spawn("xds", xds_client::run(flags.xds(&types), handler, metrics, readiness.task("xds"), configured));
-    let certificate = readiness.task("certificate");
+    task::spawn("xds", xds_client::run(flags.xds(&types), handler, metrics, configured_once, configured));
     let first = identities.clone();
     task::spawn("certificate", async move {
         while let Err(error) = first.certificate(&own).await {
@@ -99,7 +100,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
         drop(certificate);
     });
     listen(&flags, &workers, &listening, &watch).await?;
-    drop(watch);
+    drop((watch, listens));
 
     shutdown_signal().await;
     let deadline = flags.drain_deadline();
