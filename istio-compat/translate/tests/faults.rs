@@ -438,9 +438,12 @@ spec: {spec}
     let nobody = telemetry("{accessLogging: [{providers: [{name: nobody}]}]}", "{}");
     assert_fault(&nobody, "Telemetry shop/t: spec.accessLogging[].providers: the mesh configuration has no extension");
     assert!(!logs(&nobody));
+    let datadog = "{extensionProviders: [{name: d, datadog: {service: a.shop.svc.cluster.local, port: 80}}]}";
+    let datadog = telemetry("{tracing: [{providers: [{name: d}]}]}", datadog);
+    assert_fault(&datadog, "Telemetry shop/t: spec.tracing[].providers: extension provider d is of type datadog");
     let zipkin = "{extensionProviders: [{name: z, zipkin: {service: a.shop.svc.cluster.local, port: 80}}]}";
     let zipkin = telemetry("{tracing: [{providers: [{name: z}]}]}", zipkin);
-    assert_fault(&zipkin, "Telemetry shop/t: spec.tracing[].providers: extension provider z is of type zipkin");
+    assert!(zipkin.faults.is_empty() && inside(&zipkin).contains("http://a.shop.svc.cluster.local/api/v2/spans"));
     let gone = "{extensionProviders: [{name: o, opentelemetry: {service: gone.example, port: 4317}}]}";
     let gone = telemetry("{tracing: [{providers: [{name: o}]}]}", gone);
     assert_fault(&gone, "no Service or ServiceEntry has the provider's host gone.example");

@@ -136,7 +136,8 @@ impl Exchange {
         let unknown = http::Method::GET;
         let info = &self.client.info;
         let header = |name: &str| head.and_then(|head| head.headers.get(name)).and_then(|value| value.to_str().ok());
-        let trace_id = header("traceparent").and_then(|value| value.split('-').nth(1));
+        let own = self.trace.as_ref().map(Traced::trace_id);
+        let trace_id = own.as_deref().or_else(|| header("traceparent").and_then(|value| value.split('-').nth(1)));
         let record = Record {
             start: SystemTime::now() - duration,
             duration,

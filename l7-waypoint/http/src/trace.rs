@@ -11,10 +11,10 @@ use bytes::Bytes;
 use http::Method;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use l7_telemetry::trace::otlp::{ExportTraceServiceResponse, Span};
-use l7_telemetry::trace::{TraceContext, Tracer, export_request};
+use l7_telemetry::trace::{TraceContext, Tracer, export_request, zipkin_request};
 use l7_telemetry::{Record, SpanOutcome};
 use prost::Message;
-use xds_model::envoy::telemetry::{Collector, CollectorHttp};
+use xds_model::envoy::telemetry::{Collector, CollectorHttp, SpanProtocol};
 
 use crate::call::{self, grpc};
 use crate::engine::Engine;
@@ -44,6 +44,11 @@ impl Traced {
     /// Joins or begins a trace, and writes it into the request's headers.
     pub(crate) fn begin(tracer: &Arc<Tracer>, headers: &mut HeaderMap, engine: &Engine) -> Traced {
         Traced { tracer: tracer.clone(), context: tracer.begin(headers, || engine.seed()), operation: None }
+    }
+
+    /// As logs write it.
+    pub(crate) fn trace_id(&self) -> String {
+        self.tracer.trace_id(self.context)
     }
 
     /// Tells of the finished request, if anybody wants to know.
@@ -96,34 +101,54 @@ async fn taken(engine: &Rc<Engine>, collector: &Collector, service: &str, spans:
     let worker = engine.worker();
     let upstream = engine.upstream(&worker, &collector.cluster);
     let upstream = upstream.ok_or_else(|| format!("cluster {} is not known", collector.cluster))?;
-    let request = export_request(service, spans);
-    let question = match &collector.http {
-        None => grpc::question(EXPORT, &collector.authority, HeaderMap::new(), TIMEOUT, &request)?,
-        Some(http) => over_http(&collector.authority, http, &request)?,
+    let host = &collector.authority;
+    let question = match &collector.protocol {
+        SpanProtocol::OtlpGrpc => {
+            grpc::question(EXPORT, host, HeaderMap::new(), TIMEOUT, &export_request(service, spans))?
+        }
+        SpanProtocol::OtlpHttp(http) => {
+            over_http(host, http, "application/x-protobuf", export_request(service, spans).encode_to_vec())?
+        }
+        SpanProtocol::Zipkin(zipkin) => {
+            let body = zipkin_request(service, &spans).map_err(|error| error.to_string())?;
+            over_http(host, &zipkin.http, "application/json", body)?
+        }
     };
     // No client's destination.
     let original = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-    let to = call::To { engine, upstream: &upstream, grpc: collector.http.is_none(), timeout: TIMEOUT, original };
+    let to = call::To {
+        engine,
+        upstream: &upstream,
+        grpc: collector.protocol == SpanProtocol::OtlpGrpc,
+        timeout: TIMEOUT,
+        original,
+    };
     let reached = to.call(&question).await?;
-    let response: ExportTraceServiceResponse = match &collector.http {
-        None => grpc::answer(&reached)?,
-        Some(_) if !reached.parts.status.is_success() => return Err(format!("HTTP status {}", reached.parts.status)),
+    let response: ExportTraceServiceResponse = match &collector.protocol {
+        SpanProtocol::OtlpGrpc => grpc::answer(&reached)?,
+        _ if !reached.parts.status.is_success() => return Err(format!("HTTP status {}", reached.parts.status)),
         // What it says besides is not needed: collectors answer in JSON too.
-        Some(_) => ExportTraceServiceResponse::decode(&*reached.body).unwrap_or_default(),
+        SpanProtocol::OtlpHttp(_) => ExportTraceServiceResponse::decode(&*reached.body).unwrap_or_default(),
+        SpanProtocol::Zipkin(_) => ExportTraceServiceResponse::default(),
     };
     Ok(response.partial_success.map_or(0, |partial| u64::try_from(partial.rejected_spans).unwrap_or(0)))
 }
 
-/// The request of OTLP/HTTP with binary messages.
-fn over_http(authority: &str, http: &CollectorHttp, message: &impl Message) -> Result<call::Question, String> {
+/// The request by which a collector over HTTP is told.
+fn over_http(
+    authority: &str,
+    http: &CollectorHttp,
+    content_type: &'static str,
+    body: Vec<u8>,
+) -> Result<call::Question, String> {
     let mut headers = HeaderMap::new();
     for (name, value) in &http.headers {
         let invalid = |_| format!("{name}: not a header");
         let name: HeaderName = name.parse().map_err(invalid)?;
         headers.insert(name, value.parse().map_err(|_| format!("{value:?}: not a header's value"))?);
     }
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
-    let body: Bytes = message.encode_to_vec().into();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    let body = Bytes::from(body);
     headers.insert(CONTENT_LENGTH, body.len().into());
     Ok(call::Question {
         method: Method::POST,

@@ -1,17 +1,23 @@
-//! Distributed tracing: whose trace a request belongs to (W3C Trace Context), and the span that tells of it, with
-//! Envoy's attributes and Istio's tags.
+//! Distributed tracing: whose trace a request belongs to, and the span that tells of it, with Envoy's attributes and
+//! Istio's tags.
+mod context;
+mod zipkin;
 
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
-use http::header::{HeaderMap, HeaderName, HeaderValue, USER_AGENT};
-use xds_model::envoy::telemetry::{Collector, TagValue, Tracing};
+use http::header::{HeaderMap, HeaderName, USER_AGENT};
+use xds_model::envoy::telemetry::{Collector, SpanProtocol, TagValue, Tracing};
 
 use crate::format::{Format, FormatError, protocol};
 use crate::record::Record;
 use otlp::span::SpanKind;
 use otlp::status::StatusCode;
 use otlp::{KeyValue, Span, Status};
+
+pub use context::TraceContext;
+use context::{Propagation, TRACESTATE};
+pub use zipkin::zipkin_request;
 
 /// OpenTelemetry's messages for spans.
 pub mod otlp {
@@ -22,50 +28,8 @@ pub mod otlp {
     pub use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span, Status, span, status};
 }
 
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// Envoy's default for what is shown of a path.
 const MAX_PATH: u32 = 256;
-
-/// One request's place in a trace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TraceContext {
-    trace_id: u128,
-    /// The caller's span; `None` where the trace begins here.
-    parent: Option<u64>,
-    span_id: u64,
-    pub sampled: bool,
-}
-
-impl TraceContext {
-    /// The caller's span, from `traceparent` (W3C Trace Context 2.2): trace, span, sampled.
-    fn parent(headers: &HeaderMap) -> Option<(u128, u64, bool)> {
-        let mut given = headers.get_all(TRACEPARENT).iter();
-        // More than one is as good as none.
-        let (text, None) = (given.next()?.to_str().ok()?, given.next()) else { return None };
-        let mut parts = text.split('-');
-        let version = hex(parts.next()?, 2)?;
-        let trace_id = hex(parts.next()?, 32).filter(|id| *id != 0)?;
-        let span_id = hex(parts.next()?, 16).filter(|id| *id != 0)?;
-        let flags = hex(parts.next()?, 2)?;
-        // Later versions may say more; 255 is none.
-        let known = version == 0 && parts.next().is_none() || (1..255).contains(&version);
-        known.then_some((trace_id, span_id as u64, flags & 1 == 1))
-    }
-
-    /// What the upstream is told.
-    fn header(self) -> HeaderValue {
-        let TraceContext { trace_id, span_id, sampled, .. } = self;
-        let text = format!("00-{trace_id:032x}-{span_id:016x}-{:02x}", u8::from(sampled));
-        HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static(""))
-    }
-}
-
-/// Exactly `digits` lower-case hexadecimal digits.
-fn hex(text: &str, digits: usize) -> Option<u128> {
-    let lower = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-    (text.len() == digits && text.bytes().all(lower)).then(|| u128::from_str_radix(text, 16).ok()).flatten()
-}
 
 /// Tracing of an HTTP chain, compiled.
 #[derive(Debug)]
@@ -76,6 +40,9 @@ pub struct Tracer {
     pub service: Arc<str>,
     /// Of 10,000 requests without a caller's decision.
     sampled: u64,
+    propagation: Propagation,
+    /// Traces that begin here have numbers of 64 bits.
+    short_ids: bool,
     tags: Vec<(String, Tag)>,
     max_path: usize,
 }
@@ -111,11 +78,18 @@ impl Tracer {
             };
             tags.push((name.clone(), tag));
         }
+        let (propagation, short_ids) = match &collector.protocol {
+            SpanProtocol::OtlpGrpc | SpanProtocol::OtlpHttp(_) => (Propagation::W3c, false),
+            SpanProtocol::Zipkin(zipkin) if zipkin.with_w3c => (Propagation::B3AndW3c, zipkin.short_ids),
+            SpanProtocol::Zipkin(zipkin) => (Propagation::B3, zipkin.short_ids),
+        };
         let share = config.random_sampling.clamp(0.0, 100.0) * config.overall_sampling.clamp(0.0, 100.0);
         Ok(Some(Tracer {
             collector: Arc::new(collector.clone()),
             service: config.service_name.clone().unwrap_or_else(|| own_name(config)).into(),
             sampled: share.round() as u64,
+            propagation,
+            short_ids,
             tags,
             max_path: config.max_path_tag_length.unwrap_or(MAX_PATH) as usize,
         }))
@@ -124,18 +98,22 @@ impl Tracer {
     /// Joins the caller's trace or begins one, and tells the upstream by the request's headers. A caller's decision
     /// whether spans are kept is followed.
     pub fn begin(&self, headers: &mut HeaderMap, mut random: impl FnMut() -> u64) -> TraceContext {
+        let caller = self.propagation.caller(headers);
         let span_id = random().max(1);
-        let context = match TraceContext::parent(headers) {
-            Some((trace_id, parent, sampled)) => TraceContext { trace_id, parent: Some(parent), span_id, sampled },
-            None => {
-                // Of a trace that cannot be read (W3C Trace Context 4.3).
-                headers.remove(TRACESTATE);
-                let trace_id = (u128::from(random()) << 64 | u128::from(random())).max(1);
-                TraceContext { trace_id, parent: None, span_id, sampled: random() % 10_000 < self.sampled }
-            }
+        let mut begun = || {
+            let high = if self.short_ids { 0 } else { random() };
+            (u128::from(high) << 64 | u128::from(random())).max(1)
         };
-        headers.insert(TRACEPARENT, context.header());
+        let (trace_id, parent) = caller.span.map_or_else(|| (begun(), None), |(trace, span)| (trace, Some(span)));
+        let sampled = caller.sampled.unwrap_or_else(|| random() % 10_000 < self.sampled);
+        let context = TraceContext { trace_id, parent, span_id, sampled };
+        self.propagation.tell(headers, context);
         context
+    }
+
+    /// The trace's number as logs write it.
+    pub fn trace_id(&self, context: TraceContext) -> String {
+        self.propagation.trace_id(context)
     }
 
     /// The span of a finished request; `operation` is the route's name for it.

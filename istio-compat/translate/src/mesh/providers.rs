@@ -46,8 +46,7 @@ enum Provider {
     Authorizer(Authorizer),
     /// `envoyFileAccessLog`
     Log(FileLog),
-    /// `opentelemetry`
-    Trace(Collector),
+    Trace(Tracer),
     /// `prometheus`
     Metrics,
 }
@@ -84,13 +83,21 @@ pub(crate) struct LogFormat {
 }
 
 /// Where spans go.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Tracer {
+    /// `opentelemetry`
+    OpenTelemetry(OpenTelemetry),
+    /// `zipkin`
+    Zipkin(Zipkin),
+}
+
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(crate) struct Collector {
-    pub(crate) service: String,
-    pub(crate) port: u16,
+pub(crate) struct OpenTelemetry {
+    service: String,
+    port: u16,
     #[serde(default)]
-    pub(crate) max_tag_length: Option<u32>,
+    max_tag_length: Option<u32>,
     /// OTLP over HTTP instead of gRPC.
     #[serde(default)]
     pub(crate) http: Option<CollectorHttp>,
@@ -102,6 +109,73 @@ pub(crate) struct CollectorHttp {
     pub(crate) path: String,
     #[serde(default)]
     timeout: Option<Duration>,
+    #[serde(default)]
+    pub(crate) headers: Vec<Header>,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Zipkin {
+    service: String,
+    port: u16,
+    #[serde(default)]
+    max_tag_length: Option<u32>,
+    #[serde(default, rename = "enable64bitTraceId")]
+    pub(crate) short_ids: bool,
+    #[serde(default = "zipkin_path")]
+    pub(crate) path: String,
+    #[serde(default)]
+    timeout: Option<Duration>,
+    #[serde(default)]
+    pub(crate) headers: Vec<Header>,
+    #[serde(default)]
+    pub(crate) trace_context_option: TraceContextOption,
+}
+
+/// In which headers traces are handed on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub(crate) enum TraceContextOption {
+    #[default]
+    UseB3,
+    UseB3WithW3cPropagation,
+}
+
+/// Sent along.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Header {
+    pub(crate) name: String,
+    pub(crate) value: String,
+}
+
+impl Tracer {
+    /// Host, with or without a namespace before it, and port.
+    pub(crate) fn address(&self) -> (&str, u16) {
+        match self {
+            Self::OpenTelemetry(tracer) => (&tracer.service, tracer.port),
+            Self::Zipkin(tracer) => (&tracer.service, tracer.port),
+        }
+    }
+
+    pub(crate) fn max_tag_length(&self) -> Option<u32> {
+        match self {
+            Self::OpenTelemetry(tracer) => tracer.max_tag_length,
+            Self::Zipkin(tracer) => tracer.max_tag_length,
+        }
+    }
+}
+
+impl Zipkin {
+    /// As istiod has it: 5 s.
+    pub(crate) fn timeout(&self) -> std::time::Duration {
+        self.timeout.map_or(std::time::Duration::from_secs(5), Into::into)
+    }
+}
+
+/// Where Zipkin takes spans.
+fn zipkin_path() -> String {
+    "/api/v2/spans".to_owned()
 }
 
 impl CollectorHttp {
@@ -283,9 +357,9 @@ impl Providers {
     ///
     /// # Errors
     /// Why there is none.
-    pub(crate) fn tracer(&self, name: &str) -> Result<&Collector, String> {
+    pub(crate) fn tracer(&self, name: &str) -> Result<&Tracer, String> {
         self.of_kind(name, "takes spans", |provider| match provider {
-            Provider::Trace(collector) => Some(collector),
+            Provider::Trace(tracer) => Some(tracer),
             _ => None,
         })
     }
@@ -306,11 +380,12 @@ impl Providers {
 }
 
 type Reader = fn(Value) -> Result<Provider, serde_json::Error>;
-const READERS: [(&str, Reader); 5] = [
+const READERS: [(&str, Reader); 6] = [
     ("envoyExtAuthzHttp", |value| serde_json::from_value(value).map(Authorizer::Http).map(Provider::Authorizer)),
     ("envoyExtAuthzGrpc", |value| serde_json::from_value(value).map(Authorizer::Grpc).map(Provider::Authorizer)),
     ("envoyFileAccessLog", |value| serde_json::from_value(value).map(Provider::Log)),
-    ("opentelemetry", |value| serde_json::from_value(value).map(Provider::Trace)),
+    ("opentelemetry", |value| serde_json::from_value(value).map(Tracer::OpenTelemetry).map(Provider::Trace)),
+    ("zipkin", |value| serde_json::from_value(value).map(Tracer::Zipkin).map(Provider::Trace)),
     (PROMETHEUS, |_| Ok(Provider::Metrics)),
 ];
 
@@ -394,8 +469,10 @@ extensionProviders:
   envoyExtAuthzHttp: {service: authz.example, port: 80, statusOnError: \"99\"}
 - name: log
   envoyFileAccessLog: {path: /dev/stderr}
+- name: datadog
+  datadog: {service: d, port: 1}
 - name: zipkin
-  zipkin: {service: z, port: 1}
+  zipkin: {service: z, port: 9411, enable64bitTraceId: true, traceContextOption: USE_B3_WITH_W3C_PROPAGATION}
 defaultConfig: {whatever: 1}
 ",
         );
@@ -406,9 +483,12 @@ defaultConfig: {whatever: 1}
         assert!(found.authorizer("log").unwrap_err().contains("no extension provider"));
         assert_eq!(found.logger("log").unwrap().path, "/dev/stderr");
         assert_eq!(
-            found.tracer("zipkin").unwrap_err(),
-            "extension provider zipkin is of type zipkin, which is not served"
+            found.tracer("datadog").unwrap_err(),
+            "extension provider datadog is of type datadog, which is not served"
         );
+        let Ok(Tracer::Zipkin(zipkin)) = found.tracer("zipkin") else { panic!("{found:?}") };
+        assert_eq!((zipkin.path.as_str(), zipkin.timeout().as_secs(), zipkin.short_ids), ("/api/v2/spans", 5, true));
+        assert_eq!(zipkin.trace_context_option, TraceContextOption::UseB3WithW3cPropagation);
         assert_eq!(found.logger("envoy").unwrap().path, "/dev/stdout");
         assert!(found.defaults().access_logging.is_empty());
     }

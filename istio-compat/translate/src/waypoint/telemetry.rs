@@ -4,6 +4,7 @@ mod metrics;
 pub(crate) use metrics::is_metric;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use compat_objects::istio::{CustomTag, ModeSelector, ProviderRef, Telemetry, WorkloadMode};
 use compat_objects::{HasMeta, Kind, ObjectKey};
@@ -11,7 +12,7 @@ use serde_json::Value as Json;
 
 use super::Builder;
 use super::access::Target;
-use crate::mesh::providers::{Collector, FileLog};
+use crate::mesh::providers::{FileLog, Header as HeaderToAdd, OpenTelemetry, TraceContextOption, Tracer, Zipkin};
 use crate::pb::{self, Struct, any, core, ext, structure, text, trace, tracing_tag, types, u32v};
 use accesslog::access_log::ConfigType;
 use core::substitution_format_string::Format;
@@ -170,13 +171,14 @@ impl Builder<'_, '_> {
         if !more.is_empty() {
             self.unserved(traced.object.clone(), "tracing", &format!("spans go to one provider, {first}"));
         }
-        let found = self.mesh.providers.tracer(first).and_then(|collector| {
-            let (host, cluster) = self.provider_cluster(&collector.service, collector.port)?;
-            Ok((collector, open_telemetry(collector, host, cluster)))
+        let found = self.mesh.providers.tracer(first).and_then(|tracer| {
+            let (service, port) = tracer.address();
+            let (host, cluster) = self.provider_cluster(service, port)?;
+            Ok((tracer, provider(tracer, &host, cluster)))
         });
         match found {
             Ok(_) if traced.silent => None,
-            Ok((collector, provider)) => Some(self.tracing_by(&traced, collector, provider)),
+            Ok((tracer, provider)) => Some(self.tracing_by(&traced, tracer.max_tag_length(), provider)),
             Err(reason) => {
                 self.unserved(traced.object, "tracing", &reason);
                 None
@@ -184,7 +186,7 @@ impl Builder<'_, '_> {
         }
     }
 
-    fn tracing_by(&self, traced: &Traced<'_>, collector: &Collector, provider: trace::OpenTelemetryConfig) -> Tracing {
+    fn tracing_by(&self, traced: &Traced<'_>, max_tag_length: Option<u32>, provider: trace::tracing::Http) -> Tracing {
         let percent = |value: f64| Some(types::v3::Percent { value });
         let mut tags = BTreeMap::new();
         if traced.istio_tags {
@@ -195,15 +197,12 @@ impl Builder<'_, '_> {
             client_sampling: percent(100.0),
             random_sampling: percent(traced.sampling),
             overall_sampling: percent(100.0),
-            max_path_tag_length: collector.max_tag_length.and_then(u32v),
+            max_path_tag_length: max_tag_length.and_then(u32v),
             custom_tags: tags
                 .into_iter()
                 .map(|(tag, value)| tracing_tag::CustomTag { tag, r#type: Some(value) })
                 .collect(),
-            provider: Some(trace::tracing::Http {
-                name: "envoy.tracers.opentelemetry".into(),
-                config_type: Some(trace::tracing::http::ConfigType::TypedConfig(any(&provider))),
-            }),
+            provider: Some(provider),
             ..Tracing::default()
         }
     }
@@ -294,25 +293,65 @@ fn labels_of(labels: &serde_json::Map<String, Json>) -> Struct {
     out
 }
 
-fn open_telemetry(collector: &Collector, host: String, cluster: String) -> trace::OpenTelemetryConfig {
+fn provider(tracer: &Tracer, host: &str, cluster: String) -> trace::tracing::Http {
+    let (name, config) = match tracer {
+        Tracer::OpenTelemetry(tracer) => ("envoy.tracers.opentelemetry", any(&open_telemetry(tracer, host, cluster))),
+        Tracer::Zipkin(tracer) => ("envoy.tracers.zipkin", any(&zipkin(tracer, host, cluster))),
+    };
+    trace::tracing::Http { name: name.into(), config_type: Some(trace::tracing::http::ConfigType::TypedConfig(config)) }
+}
+
+fn open_telemetry(tracer: &OpenTelemetry, host: &str, cluster: String) -> trace::OpenTelemetryConfig {
     use core::grpc_service::{EnvoyGrpc, TargetSpecifier};
     let mut config = trace::OpenTelemetryConfig::default();
-    match &collector.http {
+    match &tracer.http {
         None => {
-            let target = EnvoyGrpc { cluster_name: cluster, authority: host, ..Default::default() };
+            let target = EnvoyGrpc { cluster_name: cluster, authority: host.to_owned(), ..Default::default() };
             let target = Some(TargetSpecifier::EnvoyGrpc(target));
             config.grpc_service = Some(core::GrpcService { target_specifier: target, ..Default::default() });
         }
         Some(http) => {
-            let target = core::HttpUri {
-                uri: format!("{host}{}", http.path),
-                timeout: http.timeout().map_or(pb::seconds(1), pb::duration),
-                http_upstream_type: Some(core::http_uri::HttpUpstreamType::Cluster(cluster)),
-            };
-            config.http_service = Some(core::HttpService { http_uri: Some(target), ..Default::default() });
+            let timeout = http.timeout().unwrap_or(Duration::from_secs(1));
+            config.http_service = Some(http_service(format!("{host}{}", http.path), timeout, cluster, &http.headers));
         }
     }
     config
+}
+
+/// As istiod tells proxies from Istio 1.29 on.
+fn zipkin(tracer: &Zipkin, host: &str, cluster: String) -> trace::ZipkinConfig {
+    use trace::zipkin_config::{CollectorEndpointVersion, TraceContextOption as Wire};
+    let uri = format!("http://{host}{}", tracer.path);
+    let option = match tracer.trace_context_option {
+        TraceContextOption::UseB3 => Wire::UseB3,
+        TraceContextOption::UseB3WithW3cPropagation => Wire::UseB3WithW3cPropagation,
+    };
+    trace::ZipkinConfig {
+        collector_service: Some(http_service(uri, tracer.timeout(), cluster, &tracer.headers)),
+        collector_endpoint_version: CollectorEndpointVersion::HttpJson.into(),
+        trace_id_128bit: !tracer.short_ids,
+        shared_span_context: pb::boolv(false),
+        trace_context_option: option.into(),
+        ..Default::default()
+    }
+}
+
+fn http_service(uri: String, timeout: Duration, cluster: String, headers: &[HeaderToAdd]) -> core::HttpService {
+    let target = core::HttpUri {
+        uri,
+        timeout: pb::duration(timeout),
+        http_upstream_type: Some(core::http_uri::HttpUpstreamType::Cluster(cluster)),
+    };
+    let header = |header: &HeaderToAdd| core::HeaderValueOption {
+        append_action: core::header_value_option::HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
+        header: Some(core::HeaderValue { key: header.name.clone(), value: header.value.clone(), ..Default::default() }),
+        ..Default::default()
+    };
+    core::HttpService {
+        http_uri: Some(target),
+        request_headers_to_add: headers.iter().map(header).collect(),
+        ..Default::default()
+    }
 }
 
 /// From the request's metadata.

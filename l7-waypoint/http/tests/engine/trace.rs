@@ -11,7 +11,7 @@ use tokio::io::DuplexStream;
 use tokio_stream::StreamExt;
 use xds_model::envoy::WaypointConfig;
 use xds_model::envoy::chain::ChainKind;
-use xds_model::envoy::telemetry::{Collector as OtlpCollector, CollectorHttp, TagValue, Tracing};
+use xds_model::envoy::telemetry::{Collector as SpanCollector, CollectorHttp, SpanProtocol, TagValue, Tracing, Zipkin};
 
 use crate::config::*;
 use crate::support::*;
@@ -55,14 +55,14 @@ fn collector(mesh: &Mesh, refuses: bool) -> Collected {
     collected
 }
 
-fn traced(http: Option<CollectorHttp>) -> WaypointConfig {
+fn traced(protocol: SpanProtocol) -> WaypointConfig {
     let mut route = to("/", forward("app"));
     route.operation = Some("reviews.shop:80/*".to_owned());
     let mut chain = http_chain(vec![route], vec![]);
     chain.tracing = Some(Tracing {
         random_sampling: 100.0,
         overall_sampling: 100.0,
-        collector: Some(OtlpCollector { cluster: "otel".to_owned(), authority: "otel.obs".to_owned(), http }),
+        collector: Some(SpanCollector { cluster: "otel".to_owned(), authority: "otel.obs".to_owned(), protocol }),
         tags: vec![("team".to_owned(), TagValue::Literal("core".to_owned()))],
         ..Tracing::default()
     });
@@ -84,7 +84,7 @@ async fn spans(collected: &Collected) -> Vec<Span> {
 #[test]
 fn sampled_requests_leave_spans_and_tell_the_application() {
     run(async || {
-        let mesh = Mesh::new(&traced(None));
+        let mesh = Mesh::new(&traced(SpanProtocol::OtlpGrpc));
         let collected = collector(&mesh, false);
         for path in ["/a", "/b"] {
             assert_eq!(mesh.send(get(path)).await.status, 200);
@@ -108,7 +108,7 @@ fn collectors_are_reached_over_http_too() {
     run(async || {
         let headers = vec![("authorization".to_owned(), "Bearer x".to_owned())];
         let http = CollectorHttp { path: "/v1/traces".to_owned(), headers };
-        let mesh = Mesh::new(&traced(Some(http)));
+        let mesh = Mesh::new(&traced(SpanProtocol::OtlpHttp(http)));
         let collected = Collected::default();
         let taken = collected.clone();
         mesh.handler(move |endpoint, request| {
@@ -136,9 +136,55 @@ fn collectors_are_reached_over_http_too() {
 }
 
 #[test]
+fn zipkin_is_told_in_json_and_the_application_in_b3() {
+    run(async || {
+        let http = CollectorHttp { path: "/api/v2/spans".to_owned(), headers: Vec::new() };
+        let zipkin = Zipkin { http, with_w3c: false, short_ids: false };
+        let mesh = Mesh::new(&traced(SpanProtocol::Zipkin(zipkin)));
+        let told: Arc<Mutex<Vec<serde_json::Value>>> = Arc::default();
+        let taken = told.clone();
+        mesh.handler(move |endpoint, request| {
+            let taken = taken.clone();
+            async move {
+                if endpoint != OTEL {
+                    return status(200);
+                }
+                assert_eq!(
+                    (request.uri().path(), request.headers()["content-type"].to_str().unwrap()),
+                    ("/api/v2/spans", "application/json")
+                );
+                let body = request.into_body().collect().await.unwrap().to_bytes();
+                taken.lock().unwrap().push(serde_json::from_slice(&body).unwrap());
+                status(202)
+            }
+        });
+        let caller = "0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-1";
+        assert_eq!(mesh.send(with(get("/a"), "b3", caller)).await.status, 200);
+        let seen = mesh.seen()[0].headers.clone();
+        for _ in 0..100 {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            if mesh.registry.encode().contains("strata_spans_total{outcome=\"sent\"} 1") {
+                break;
+            }
+        }
+        let told = told.lock().unwrap();
+        let span = &told[0][0];
+        assert_eq!(
+            (&span["traceId"], &span["parentId"]),
+            (&seen["x-b3-traceid"].to_str().unwrap().into(), &caller[33..49].into())
+        );
+        assert_eq!(
+            (&span["id"], &span["tags"]["team"]),
+            (&seen["x-b3-spanid"].to_str().unwrap().into(), &"core".into())
+        );
+        assert!(!seen.contains_key("traceparent"));
+    });
+}
+
+#[test]
 fn a_callers_no_is_heeded() {
     run(async || {
-        let mesh = Mesh::new(&traced(None));
+        let mesh = Mesh::new(&traced(SpanProtocol::OtlpGrpc));
         let collected = collector(&mesh, false);
         let unwanted = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
         mesh.send(with(get("/"), "traceparent", unwanted)).await;
@@ -154,7 +200,7 @@ fn a_callers_no_is_heeded() {
 #[test]
 fn a_collector_that_refuses_or_is_away_costs_requests_nothing() {
     run(async || {
-        let mesh = Mesh::new(&traced(None));
+        let mesh = Mesh::new(&traced(SpanProtocol::OtlpGrpc));
         let collected = collector(&mesh, true);
         assert_eq!(mesh.send(get("/")).await.status, 200);
         assert_eq!(spans(&collected).await.len(), 1);

@@ -1,5 +1,9 @@
 use prost::Message as _;
 
+use http::HeaderValue;
+use xds_model::envoy::telemetry::{CollectorHttp, Zipkin};
+
+use super::context::{Caller, TRACEPARENT};
 use super::*;
 use crate::format::tests::with_record;
 
@@ -10,7 +14,7 @@ fn config(random: f64, overall: f64) -> Tracing {
         collector: Some(Collector {
             cluster: "outbound|4317||otel.obs.svc.cluster.local".to_owned(),
             authority: "otel.obs.svc.cluster.local".to_owned(),
-            http: None,
+            protocol: SpanProtocol::OtlpGrpc,
         }),
         tags: vec![
             ("istio.canonical_service".to_owned(), TagValue::Literal("waypoint".to_owned())),
@@ -135,6 +139,119 @@ fn a_span_says_what_envoys_says() {
     }
     // Not known, so not said.
     assert_eq!((said("from"), said("shadow"), said("grpc.status_code")), (None, None, None));
+}
+
+fn zipkin(with_w3c: bool, short_ids: bool) -> Tracer {
+    let mut config = config(100.0, 100.0);
+    let http = CollectorHttp { path: "/api/v2/spans".to_owned(), headers: Vec::new() };
+    if let Some(collector) = &mut config.collector {
+        collector.protocol = SpanProtocol::Zipkin(Zipkin { http, with_w3c, short_ids });
+    }
+    Tracer::compile(&config).unwrap().unwrap()
+}
+
+fn b3(pairs: &[(&'static str, &str)]) -> HeaderMap {
+    pairs.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()
+}
+
+const LONG: &str = "0af7651916cd43dd8448eb211c80319c";
+const SHORT: &str = "8448eb211c80319c";
+const SPAN: &str = "b7ad6b7169203331";
+
+#[test]
+fn b3_is_read_in_one_header_and_in_several() {
+    let long = Some((0x0af7651916cd43dd8448eb211c80319c, 0xb7ad6b7169203331));
+    let short = Some((0x8448eb211c80319c, 0xb7ad6b7169203331));
+    let ids = |trace| [("x-b3-traceid", trace), ("x-b3-spanid", SPAN)];
+    let several = |trace, more: &[(&'static str, &str)]| b3(&[&ids(trace)[..], more].concat());
+    let single = |text: &str| b3(&[("b3", text)]);
+    for (headers, span, sampled) in [
+        (several(LONG, &[("x-b3-sampled", "1"), ("x-b3-parentspanid", SHORT)]), long, Some(true)),
+        (several(SHORT, &[("x-b3-sampled", "0")]), short, Some(false)),
+        (several(LONG, &[("x-b3-flags", "1")]), long, Some(true)),
+        (several(LONG, &[]), long, None),
+        (b3(&[("x-b3-sampled", "0")]), None, Some(false)),
+        (several("00", &[("x-b3-sampled", "yes")]), None, None),
+        (single(&format!("{LONG}-{SPAN}-1-{SHORT}")), long, Some(true)),
+        (single(&format!("{SHORT}-{SPAN}-d")), short, Some(true)),
+        (single(&format!("{SHORT}-{SPAN}")), short, None),
+        (single("0"), None, Some(false)),
+        // Nothing of one that cannot be read.
+        (single(&format!("{LONG}-{SPAN}-7")), None, None),
+        (single(&format!("{LONG}-{SPAN}-1-x")), None, None),
+        (single(&format!("{LONG}-{SPAN}-1-{SHORT}-more")), None, None),
+        (single(&format!("{LONG}-{}", "0".repeat(16))), None, None),
+        (b3(&[("traceparent", PARENT)]), None, None),
+    ] {
+        assert_eq!(zipkin(false, false).propagation.caller(&headers), Caller { span, sampled }, "{headers:?}");
+    }
+    let w3c = b3(&[("traceparent", PARENT)]);
+    assert_eq!(zipkin(true, false).propagation.caller(&w3c), Caller { span: long, sampled: Some(true) });
+}
+
+#[test]
+fn b3_is_told_as_the_caller_told_it() {
+    let told = |headers: &HeaderMap, name: &str| {
+        headers.get(name).map(HeaderValue::to_str).map(Result::unwrap).map(str::to_owned)
+    };
+    let mut headers =
+        b3(&[("x-b3-traceid", SHORT), ("x-b3-spanid", SPAN), ("x-b3-sampled", "0"), ("traceparent", PARENT)]);
+    let tracer = zipkin(false, false);
+    let context = tracer.begin(&mut headers, || 0x1234);
+    assert_eq!((context.parent, context.sampled), (Some(0xb7ad6b7169203331), false));
+    assert_eq!(tracer.trace_id(context), SHORT);
+    for (name, value) in [
+        ("x-b3-traceid", Some(SHORT)),
+        ("x-b3-spanid", Some("0000000000001234")),
+        ("x-b3-parentspanid", Some(SPAN)),
+        ("x-b3-sampled", Some("0")),
+        ("b3", None),
+        // Not this tracer's.
+        ("traceparent", Some(PARENT)),
+    ] {
+        assert_eq!(told(&headers, name).as_deref(), value, "{name}");
+    }
+    // One header in, one header out, or its reader would join the caller's span.
+    let mut headers = b3(&[("b3", &format!("{LONG}-{SPAN}-1"))]);
+    zipkin(true, false).begin(&mut headers, || 0x1234);
+    assert_eq!(told(&headers, "b3"), Some(format!("{LONG}-0000000000001234-1-{SPAN}")));
+    assert_eq!(told(&headers, "traceparent"), Some(format!("00-{LONG}-0000000000001234-01")));
+    // A trace that begins here.
+    for (short_ids, trace) in [(true, "0000000000000007"), (false, "00000000000000070000000000000007")] {
+        let mut headers = b3(&[("x-b3-parentspanid", SPAN), ("tracestate", "other=1")]);
+        let tracer = zipkin(false, short_ids);
+        let context = tracer.begin(&mut headers, || 7);
+        assert_eq!(
+            (told(&headers, "x-b3-traceid").as_deref(), tracer.trace_id(context).as_str()),
+            (Some(trace), trace)
+        );
+        assert_eq!((told(&headers, "x-b3-parentspanid"), told(&headers, "x-b3-sampled").as_deref()), (None, Some("1")));
+        assert!(headers.contains_key(TRACESTATE), "not this tracer's");
+    }
+}
+
+#[test]
+fn a_span_as_zipkin_reads_it() {
+    let tracer = zipkin(false, false);
+    let context = tracer.begin(&mut b3(&[("b3", &format!("{SHORT}-{SPAN}-1"))]), || 9);
+    let mut span = Span::default();
+    with_record(|record| span = tracer.span(context, Some("reviews.shop:80/*"), &record));
+    let start = span.start_time_unix_nano / 1_000;
+    let read: serde_json::Value = serde_json::from_slice(&zipkin_request("waypoint.shop", &[span]).unwrap()).unwrap();
+    let [span] = read.as_array().unwrap().as_slice() else { panic!("{read}") };
+    for (field, value) in [
+        ("traceId", SHORT.into()),
+        ("parentId", SPAN.into()),
+        ("id", "0000000000000009".into()),
+        ("kind", "SERVER".into()),
+        ("name", "reviews.shop:80/*".into()),
+        ("timestamp", start.into()),
+        ("duration", 1_500.into()),
+        ("localEndpoint", serde_json::json!({"serviceName": "waypoint.shop"})),
+    ] {
+        assert_eq!(span[field], value, "{field}");
+    }
+    assert_eq!((&span["tags"]["http.status_code"], &span["tags"]["error"]), (&"503".into(), &"true".into()));
 }
 
 #[test]

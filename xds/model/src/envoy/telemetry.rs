@@ -91,14 +91,31 @@ pub struct Tracing {
     pub max_path_tag_length: Option<u32>,
 }
 
-/// A collector of the OpenTelemetry protocol behind a cluster.
+/// A collector of spans behind a cluster.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Collector {
     pub cluster: String,
     /// Of the calls.
     pub authority: String,
-    /// `None`: gRPC.
-    pub http: Option<CollectorHttp>,
+    pub protocol: SpanProtocol,
+}
+
+/// What a collector speaks.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub enum SpanProtocol {
+    OtlpGrpc,
+    OtlpHttp(CollectorHttp),
+    Zipkin(Zipkin),
+}
+
+/// Zipkin's API, version 2, in JSON. Traces are handed on in B3 headers.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Zipkin {
+    pub http: CollectorHttp,
+    /// Traces are handed on in W3C's headers as well.
+    pub with_w3c: bool,
+    /// Traces that begin here have numbers of 64 bits.
+    pub short_ids: bool,
 }
 
 /// What a request to a collector over HTTP looks like.

@@ -9,13 +9,14 @@ use xds_proto::envoy::envoy::extensions::access_loggers::file::v3 as file;
 use xds_proto::envoy::envoy::extensions::access_loggers::filters::cel::v3 as cel;
 use xds_proto::envoy::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use xds_proto::envoy::envoy::r#type::tracing::v3 as tag;
+use xds_proto::envoy::google::protobuf::Any;
 use xds_proto::istio::stats::{MetricConfig, PluginConfig};
 
 use super::common::{format_text, inline_text, json, type_name, u32_of, unpack};
 use super::report::{Refusable, Refusal, Report};
 use crate::envoy::telemetry::{
-    AccessLog, AccessLogFilter, AccessLogFormat, AccessLogSink, Collector, CollectorHttp, MetricOverride, StatsFilter,
-    TagValue, Tracing,
+    AccessLog, AccessLogFilter, AccessLogFormat, AccessLogSink, Collector, CollectorHttp, MetricOverride, SpanProtocol,
+    StatsFilter, TagValue, Tracing, Zipkin,
 };
 
 /// Access logs of one place.
@@ -139,41 +140,69 @@ pub(super) fn tracing(mut message: hcm::http_connection_manager::Tracing, report
         && let Some(trace::tracing::http::ConfigType::TypedConfig(any)) = provider.config_type
     {
         out.provider = Some(any.type_url.clone());
-        if type_name(&any.type_url) == "envoy.config.trace.v3.OpenTelemetryConfig" {
-            open_telemetry(&any, &mut out, report);
-        } else {
-            report.ignored(format!("tracing.provider {}", provider.name), "not served; no spans are sent");
+        let read = match type_name(&any.type_url) {
+            "envoy.config.trace.v3.OpenTelemetryConfig" => open_telemetry(&any, &mut out, report),
+            "envoy.config.trace.v3.ZipkinConfig" => zipkin(&any, &mut out, report),
+            _ => Err(Refusal::new(&provider.name, "not served; no spans are sent")),
+        };
+        if let Err(Refusal(reason)) = read {
+            report.ignored("tracing.provider", reason);
         }
     }
     report.ignore_rest("tracing", &message);
     out
 }
 
-fn open_telemetry(any: &xds_proto::envoy::google::protobuf::Any, out: &mut Tracing, report: &mut Report) {
-    match unpack::<trace::OpenTelemetryConfig>(any) {
-        Ok(mut config) => {
-            use core::grpc_service::TargetSpecifier;
-            let grpc = config.grpc_service.take().and_then(|service| service.target_specifier);
-            out.collector = match (grpc, config.http_service.take()) {
-                (Some(TargetSpecifier::EnvoyGrpc(target)), _) => Some(Collector {
-                    authority: Some(target.authority)
-                        .filter(|name| !name.is_empty())
-                        .unwrap_or(target.cluster_name.clone()),
-                    cluster: target.cluster_name,
-                    http: None,
-                }),
-                (_, Some(service)) => over_http(service, report),
-                _ => None,
-            };
-            out.service_name = Some(take(&mut config.service_name)).filter(|name| !name.is_empty());
-            report.ignore_rest("tracing.provider", &config);
+fn open_telemetry(any: &Any, out: &mut Tracing, report: &mut Report) -> Refusable<()> {
+    use core::grpc_service::TargetSpecifier;
+    let mut config: trace::OpenTelemetryConfig = unpack(any)?;
+    let grpc = config.grpc_service.take().and_then(|service| service.target_specifier);
+    out.collector = match (grpc, config.http_service.take()) {
+        (Some(TargetSpecifier::EnvoyGrpc(target)), _) => {
+            Some(collector(target.cluster_name, target.authority, SpanProtocol::OtlpGrpc))
         }
-        Err(Refusal(reason)) => report.ignored("tracing.provider", reason),
-    }
+        (_, Some(service)) => over_http(service, report)
+            .map(|(cluster, authority, http)| collector(cluster, authority, SpanProtocol::OtlpHttp(http))),
+        _ => None,
+    };
+    out.service_name = Some(take(&mut config.service_name)).filter(|name| !name.is_empty());
+    report.ignore_rest("tracing.provider", &config);
+    Ok(())
 }
 
-/// OTLP over HTTP: `uri` names host and path, `cluster` where that is.
-fn over_http(service: core::HttpService, report: &mut Report) -> Option<Collector> {
+fn zipkin(any: &Any, out: &mut Tracing, report: &mut Report) -> Refusable<()> {
+    use trace::zipkin_config::{CollectorEndpointVersion, TraceContextOption};
+    let mut config: trace::ZipkinConfig = unpack(any)?;
+    let (cluster, host) = (take(&mut config.collector_cluster), take(&mut config.collector_hostname));
+    let legacy = CollectorHttp { path: take(&mut config.collector_endpoint), headers: Vec::new() };
+    let target = match config.collector_service.take() {
+        Some(service) => over_http(service, report),
+        None => Some((cluster, host, legacy)).filter(|(cluster, _, http)| !cluster.is_empty() && !http.path.is_empty()),
+    };
+    if take(&mut config.collector_endpoint_version) != CollectorEndpointVersion::HttpJson as i32 {
+        report.ignored("tracing.provider.collector_endpoint_version", "spans are sent as JSON of version 2");
+    }
+    if config.shared_span_context.take().is_none_or(|shared| shared.value) {
+        report.ignored("tracing.provider.shared_span_context", "a span is not shared with the caller's");
+    }
+    let both = TraceContextOption::UseB3WithW3cPropagation as i32;
+    let with_w3c = take(&mut config.trace_context_option) == both;
+    let short_ids = !take(&mut config.trace_id_128bit);
+    out.collector = target.map(|(cluster, authority, http)| {
+        collector(cluster, authority, SpanProtocol::Zipkin(Zipkin { http, with_w3c, short_ids }))
+    });
+    report.ignore_rest("tracing.provider", &config);
+    Ok(())
+}
+
+/// The cluster's name stands in for a host that is not given.
+fn collector(cluster: String, authority: String, protocol: SpanProtocol) -> Collector {
+    let authority = if authority.is_empty() { cluster.clone() } else { authority };
+    Collector { cluster, authority, protocol }
+}
+
+/// Cluster, host and what a request looks like: `uri` names host and path, `cluster` where that is.
+fn over_http(service: core::HttpService, report: &mut Report) -> Option<(String, String, CollectorHttp)> {
     let target = service.http_uri?;
     let http_uri::HttpUpstreamType::Cluster(cluster) = target.http_upstream_type?;
     let rest = target.uri.split_once("://").map_or(target.uri.as_str(), |(_, rest)| rest);
@@ -189,8 +218,7 @@ fn over_http(service: core::HttpService, report: &mut Report) -> Option<Collecto
             headers.push((header.key, header.value));
         }
     }
-    let authority = if authority.is_empty() { cluster.clone() } else { authority.to_owned() };
-    Some(Collector { cluster, authority, http: Some(CollectorHttp { path: path.to_owned(), headers }) })
+    Some((cluster, authority.to_owned(), CollectorHttp { path: path.to_owned(), headers }))
 }
 
 fn custom_tag(message: tag::CustomTag) -> Option<(String, TagValue)> {
@@ -252,16 +280,26 @@ mod tests {
     use super::core;
     use super::*;
 
-    /// What becomes of a provider's configuration, with what was noticed about it.
-    fn provider(config: &trace::OpenTelemetryConfig) -> (Tracing, Vec<String>) {
+    /// What becomes of a provider's configuration of this type, with what was noticed about it.
+    fn provider(name: &str, config: &impl Message) -> (Tracing, Vec<String>) {
         let mut report = Report::new("listener");
-        let mut out = Tracing::default();
-        let any = xds_proto::envoy::google::protobuf::Any {
-            type_url: "type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig".to_owned(),
+        let any = Any {
+            type_url: format!("type.googleapis.com/envoy.config.trace.v3.{name}"),
             value: config.encode_to_vec(),
         };
-        open_telemetry(&any, &mut out, &mut report);
+        let config_type = Some(trace::tracing::http::ConfigType::TypedConfig(any));
+        let provider = Some(trace::tracing::Http { name: name.to_owned(), config_type });
+        let out = tracing(hcm::http_connection_manager::Tracing { provider, ..Default::default() }, &mut report);
         (out, report.notices.into_iter().map(|notice| notice.field).collect())
+    }
+
+    fn http_service(uri: &str, cluster: &str) -> core::HttpService {
+        let http_uri = core::HttpUri {
+            uri: uri.to_owned(),
+            http_upstream_type: Some(http_uri::HttpUpstreamType::Cluster(cluster.to_owned())),
+            ..core::HttpUri::default()
+        };
+        core::HttpService { http_uri: Some(http_uri), ..core::HttpService::default() }
     }
 
     #[test]
@@ -271,30 +309,66 @@ mod tests {
         let target = TargetSpecifier::EnvoyGrpc(EnvoyGrpc { cluster_name: cluster(), ..EnvoyGrpc::default() });
         let grpc_service = Some(core::GrpcService { target_specifier: Some(target), ..core::GrpcService::default() });
         let config = trace::OpenTelemetryConfig { grpc_service, ..trace::OpenTelemetryConfig::default() };
-        let expected = Collector { cluster: cluster(), authority: cluster(), http: None };
-        assert_eq!(provider(&config).0.collector, Some(expected));
+        let expected = Collector { cluster: cluster(), authority: cluster(), protocol: SpanProtocol::OtlpGrpc };
+        assert_eq!(provider("OpenTelemetryConfig", &config).0.collector, Some(expected));
 
-        let http_uri = core::HttpUri {
-            uri: "http://otel.obs.svc.cluster.local:4318/v1/traces".to_owned(),
-            http_upstream_type: Some(http_uri::HttpUpstreamType::Cluster(cluster())),
-            ..core::HttpUri::default()
-        };
         let header = |key: &str, value: &str| core::HeaderValueOption {
             header: Some(core::HeaderValue { key: key.to_owned(), value: value.to_owned(), ..Default::default() }),
             ..Default::default()
         };
         let http_service = Some(core::HttpService {
-            http_uri: Some(http_uri),
             request_headers_to_add: vec![header("x-key", "k"), header("x-path", "%REQ(:PATH)%")],
-            ..core::HttpService::default()
+            ..http_service("http://otel.obs.svc.cluster.local:4318/v1/traces", &cluster())
         });
         let config = trace::OpenTelemetryConfig { http_service, ..trace::OpenTelemetryConfig::default() };
-        let (tracing, noticed) = provider(&config);
+        let (tracing, noticed) = provider("OpenTelemetryConfig", &config);
         let http = CollectorHttp { path: "/v1/traces".to_owned(), headers: vec![("x-key".to_owned(), "k".to_owned())] };
         let authority = "otel.obs.svc.cluster.local:4318".to_owned();
-        assert_eq!(tracing.collector, Some(Collector { cluster: cluster(), authority, http: Some(http) }));
+        let protocol = SpanProtocol::OtlpHttp(http);
+        assert_eq!(tracing.collector, Some(Collector { cluster: cluster(), authority, protocol }));
         assert_eq!(noticed, ["tracing.provider header x-path"]);
 
-        assert_eq!(provider(&trace::OpenTelemetryConfig::default()).0.collector, None);
+        let empty = trace::OpenTelemetryConfig::default();
+        assert_eq!(provider("OpenTelemetryConfig", &empty).0.collector, None);
+    }
+
+    #[test]
+    fn zipkin_as_newer_and_older_proxies_are_told() {
+        use xds_proto::envoy::google::protobuf::BoolValue;
+        let (cluster, host) = ("outbound|9411||zipkin.obs.svc.cluster.local", "zipkin.obs.svc.cluster.local");
+        let expected = |with_w3c, short_ids| {
+            let http = CollectorHttp { path: "/api/v2/spans".to_owned(), headers: Vec::new() };
+            let protocol = SpanProtocol::Zipkin(Zipkin { http, with_w3c, short_ids });
+            Some(Collector { cluster: cluster.to_owned(), authority: host.to_owned(), protocol })
+        };
+        let newer = trace::ZipkinConfig {
+            collector_service: Some(http_service(&format!("http://{host}/api/v2/spans"), cluster)),
+            collector_endpoint_version: 1,
+            trace_id_128bit: true,
+            shared_span_context: Some(BoolValue { value: false }),
+            trace_context_option: 1,
+            ..Default::default()
+        };
+        let (tracing, noticed) = provider("ZipkinConfig", &newer);
+        assert_eq!((tracing.collector, noticed), (expected(true, false), vec![]));
+        // As Envoy has it where Istio says nothing.
+        let older = trace::ZipkinConfig {
+            collector_cluster: cluster.to_owned(),
+            collector_endpoint: "/api/v2/spans".to_owned(),
+            collector_hostname: host.to_owned(),
+            ..Default::default()
+        };
+        let (tracing, noticed) = provider("ZipkinConfig", &older);
+        assert_eq!(tracing.collector, expected(false, true));
+        let said =
+            ["collector_endpoint_version", "shared_span_context"].map(|field| format!("tracing.provider.{field}"));
+        assert_eq!(noticed, said);
+        assert_eq!(provider("ZipkinConfig", &trace::ZipkinConfig::default()).0.collector, None);
+    }
+
+    #[test]
+    fn other_tracers_are_named() {
+        let (tracing, noticed) = provider("DatadogConfig", &trace::DatadogConfig::default());
+        assert_eq!((tracing.collector, noticed), (None, vec!["tracing.provider".to_owned()]));
     }
 }
