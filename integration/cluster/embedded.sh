@@ -106,7 +106,9 @@ kubectl delete namespace embedded embedded-outside --wait=false > /dev/null
 
 say "scenes"
 # What scene 20 asks for: with istiod it is among the values it is installed with.
-kubectl -n istio-system create configmap istio --from-literal=mesh='extensionProviders: [{name: otel, opentelemetry: {service: otel.shop.svc.cluster.local, port: 4317}}]' > /dev/null
+kubectl -n istio-system create configmap istio --from-literal=mesh='extensionProviders:
+- {name: otel, opentelemetry: {service: otel.shop.svc.cluster.local, port: 4317}}
+- {name: zipkin, zipkin: {service: otel.shop.svc.cluster.local, port: 9411}}' > /dev/null
 for scene in 3 4 7 17 19 20; do
   check "scene $scene" "${STRATA_BIN:-$repository/target/debug}/strata" demo --cluster --scene "$scene"
 done

@@ -1,18 +1,30 @@
-//! A collector of spans: takes them over OTLP/gRPC and shows what it has.
+//! A collector of spans: takes them over OTLP/gRPC, or in Zipkin's JSON, and shows what it has.
+use std::convert::Infallible;
 use std::net::SocketAddr;
 
 use anyhow::Context;
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
 use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value as AnyValue;
 use serde_json::{Map, Value, json};
+use tokio::net::TcpListener;
 
-/// Take spans over OTLP/gRPC and print each as a line of JSON
+/// Take spans and print each as a line of JSON
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
+    /// For OTLP/gRPC
     #[arg(long, default_value = "127.0.0.1:4317")]
     listen: SocketAddr,
+    /// For Zipkin's JSON too (API version 2), for example 127.0.0.1:9411
+    #[arg(long)]
+    zipkin: Option<SocketAddr>,
 }
 
 struct Collector;
@@ -44,9 +56,47 @@ impl TraceService for Collector {
 
 /// Until the process is told to end.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    if let Some(addr) = args.zipkin {
+        let listener = TcpListener::bind(addr).await.with_context(|| format!("listening on {addr}"))?;
+        tokio::spawn(serve_zipkin(listener));
+    }
     let service = TraceServiceServer::new(Collector);
     let server = tonic::transport::Server::builder().add_service(service).serve(args.listen);
     server.await.with_context(|| format!("listening on {}", args.listen))
+}
+
+async fn serve_zipkin(listener: TcpListener) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let connection = hyper::server::conn::http1::Builder::new();
+        tokio::spawn(connection.serve_connection(TokioIo::new(stream), service_fn(take_zipkin)));
+    }
+}
+
+async fn take_zipkin(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let is_spans = request.uri().path() == "/api/v2/spans";
+    let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    let (status, answer) = match serde_json::from_slice::<Vec<Value>>(&body) {
+        _ if !is_spans => (StatusCode::NOT_FOUND, String::new()),
+        Err(error) => (StatusCode::BAD_REQUEST, error.to_string()),
+        Ok(spans) => {
+            for span in spans {
+                let line = json!({
+                    "service": span["localEndpoint"]["serviceName"],
+                    "name": span["name"],
+                    "trace_id": span["traceId"],
+                    "span_id": span["id"],
+                    "parent_span_id": span["parentId"],
+                    "micros": span["duration"],
+                    "attributes": span["tags"],
+                });
+                println!("{line}");
+            }
+            (StatusCode::ACCEPTED, String::new())
+        }
+    };
+    let mut response = Response::new(Full::from(answer));
+    *response.status_mut() = status;
+    Ok(response)
 }
 
 fn attributes(list: &[KeyValue]) -> Map<String, Value> {

@@ -47,7 +47,7 @@ enum Command {
     Jwks(issuer::Jwks),
     /// Be one of the services of Istio's bookinfo sample
     Bookinfo(bookinfo::Args),
-    /// Be a collector of spans (OTLP/gRPC): print each as a line of JSON
+    /// Be a collector of spans (OTLP/gRPC, Zipkin): print each as a line of JSON
     Collect(collect::Args),
     /// Mint a signed token (JWT) with the issuer's keys
     Token(issuer::Token),

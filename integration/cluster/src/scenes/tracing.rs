@@ -9,7 +9,8 @@ pub(super) const SCENE: Own = Own {
     number: 20,
     title: "Traces",
     expect: "with a Telemetry resource every request through the waypoint leaves one span at the collector, in the caller's \
-             trace where it has one, with Istio's tags; a caller that does not sample leaves none",
+             trace where it has one, with Istio's tags; a caller that does not sample leaves none; with a Zipkin provider \
+             the same in Zipkin's JSON, and the trace is handed on in B3 headers",
     play,
 };
 
@@ -58,6 +59,27 @@ fn play(act: &mut Act<'_>) -> Result<()> {
         "it says who called whom, with Istio's tags",
         expected,
         format!("{} {tags:?}", text(&span, "name")),
+    );
+    zipkin(act)
+}
+
+fn zipkin(act: &mut Act<'_>) -> Result<()> {
+    let provider = r#"{"spec": {"tracing": [{"providers": [{"name": "zipkin"}], "randomSamplingPercentage": 100}]}}"#;
+    act.type_this("kubectl patch telemetry tracing ... providers: [{name: zipkin}]");
+    act.kubectl().run(&["patch", "telemetry", "-n", "shop", "tracing", "--type=merge", "-p", provider])?;
+    let mut path = String::new();
+    let arrived = act.wait("a span in the caller's B3 trace", |act| {
+        path = format!("/b3-{}", std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_millis());
+        act.call(CALLER, &format!("http://payments.shop{path} --timeout 2s -H b3:{TRACE}-{SPAN}-1"))?;
+        std::thread::sleep(std::time::Duration::from_millis(1500));
+        Ok(spans(act, &path)?.iter().any(|span| text(span, "trace_id") == TRACE))
+    });
+    let found = spans(act, &path)?;
+    let joined = found.iter().all(|span| text(span, "trace_id") == TRACE && text(span, "parent_span_id") == SPAN);
+    act.check(
+        "a Zipkin provider: one span in a caller's B3 trace",
+        arrived.is_ok() && found.len() == 1 && joined,
+        format!("{} spans", found.len()),
     );
     Ok(())
 }
