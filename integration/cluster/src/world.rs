@@ -1,6 +1,7 @@
 //! What is outside the cluster: the bank's gateway and the issuer of tokens, at the addresses they have in the lab too.
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use strata_lab::{LabError, Result, WORLD_GATEWAY, WORLD_ISSUER};
 
@@ -33,7 +34,21 @@ impl World {
             (format!("{WORLD_GATEWAY}:8080"), format!("{WORLD_GATEWAY}:9000"), format!("{WORLD_GATEWAY}:9001"));
         world.run(&["serve", "--name", "gateway", "--http", &http, "--tcp", &tcp, "--udp", &udp])?;
         world.run(&["jwks", "--keys", &keys, "--listen", &format!("{WORLD_ISSUER}:9090")])?;
+        world.check_running()?;
         Ok(world)
+    }
+
+    /// Whoever cannot listen, because an earlier run that was killed left somebody there, ends at once.
+    fn check_running(&mut self) -> Result<()> {
+        std::thread::sleep(Duration::from_millis(300));
+        for process in &mut self.processes {
+            if let Ok(Some(status)) = process.try_wait() {
+                let reason =
+                    format!("{} outside the cluster ended ({status}): does another one run?", self.echo.display());
+                return Err(LabError::Machine(reason));
+            }
+        }
+        Ok(())
     }
 
     fn run(&mut self, args: &[&str]) -> Result<()> {
