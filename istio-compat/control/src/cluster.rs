@@ -8,9 +8,9 @@ pub(crate) mod waypoint;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use compat_kubernetes::{ApiServer, Kept, KeptId, Looked, Others, StatusWriter, Troubles, Upkeep, Wanted};
+use compat_kubernetes::{ApiServer, Kept, KeptId, Looked, Others, StatusWriter, Stream, Troubles, Upkeep, Wanted};
 use compat_objects::gateway::Gateway;
-use compat_objects::{HasMeta as _, ObjectKey, ObjectSet};
+use compat_objects::{HasMeta as _, Kind, ObjectKey, ObjectSet};
 use compat_translate::MeshOutput;
 use serde_json::json;
 use tokio::sync::watch;
@@ -79,15 +79,22 @@ impl Cluster {
         let mut wanted = self.roots(objects);
         wanted.extend([class()]);
         let may_change = self.config.deploy_waypoints && self.waypoints_from.is_none();
-        let deployed = deployed(objects).filter(|_| may_change);
-        // Whose parameters cannot be used is left as it is; its status says why.
-        let whole = deployed.filter_map(|gateway| Some((gateway, parameters::read(gateway, objects).ok()?)));
-        for (gateway, parameters) in whole {
-            wanted.extend(waypoint::objects(gateway, &self.config.waypoint, &parameters));
+        let mut unusable = BTreeMap::new();
+        for gateway in deployed(objects) {
+            match parameters::read(gateway, objects, &self.config.namespace) {
+                Ok(parameters) if may_change => {
+                    wanted.extend(waypoint::objects(gateway, &self.config.waypoint, &parameters));
+                }
+                Ok(_) => {}
+                // It is left as it is; its status says why.
+                Err(reason) => {
+                    unusable.insert(ObjectKey::new(Kind::Gateway, gateway.namespace(), gateway.name()), reason);
+                }
+            }
         }
         self.upkeep.set(wanted);
         let troubles = self.troubles.borrow_and_update().clone();
-        self.statuses.set(statuses::all(objects, output, &troubles));
+        self.statuses.set(statuses::all(objects, output, &troubles, &unusable));
     }
 
     /// Resolves when something else than the objects has changed: what cannot be written, which statuses tell, the root, or whether
@@ -133,6 +140,12 @@ fn deployed(objects: &ObjectSet) -> impl Iterator<Item = &Gateway> {
 /// What has to be read besides, to make them.
 pub(crate) fn referred(objects: &ObjectSet) -> impl Iterator<Item = ObjectKey> {
     deployed(objects).filter_map(parameters::reference)
+}
+
+/// What has to be read for all waypoints: ConfigMaps in the control plane's namespace.
+pub(crate) fn defaults(system: &str) -> Stream {
+    let labels = parameters::DEFAULTS_FOR_CLASS.to_owned();
+    Stream { labels, namespace: Some(system.to_owned()), ..Stream::all(Kind::ConfigMap) }
 }
 
 fn class() -> (KeptId, Wanted) {

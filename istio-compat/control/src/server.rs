@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use compat_kubernetes::{AccessError, AccessReviewer, ApiServer, KubernetesSource, Named, Scope, TokenReviewer};
+use compat_objects::Fault;
 use compat_objects::source::{DirectorySource, Snapshot, SourceError};
 use compat_translate::{MeshOptions, MeshOutput, ObjectKey};
 use strata_runtime::admin::Admin;
@@ -107,12 +108,15 @@ impl Control {
         let source = match (&config.objects, &api) {
             (Objects::Kubernetes(_), Some(api)) => {
                 tracing::info!(server = api.address(), "objects come from the API server");
-                let source = KubernetesSource::new(api.clone(), Scope::control_plane(&config.mesh.root_namespace));
-                ObjectSource { named: Some(source.named()), snapshots: source.watch() }
+                let mut scope = Scope::control_plane(&config.mesh.root_namespace);
+                if let Store::Cluster(cluster) = &config.state {
+                    scope.streams.push(cluster::defaults(&cluster.namespace));
+                }
+                let source = KubernetesSource::new(api.clone(), scope);
+                let named = source.named();
+                ObjectSource::new(source.watch(), Some(named))
             }
-            (Objects::Folders(folders), _) => {
-                ObjectSource { named: None, snapshots: DirectorySource::new(folders.clone()).watch()? }
-            }
+            (Objects::Folders(folders), _) => ObjectSource::new(DirectorySource::new(folders.clone()).watch()?, None),
             (Objects::Kubernetes(_), None) => return Err(ControlError::NoCluster),
         };
         let cluster = match (&config.state, &api) {
@@ -272,11 +276,52 @@ struct ObjectSource {
     snapshots: watch::Receiver<Arc<Snapshot>>,
     /// Where not all are read: those that are referred to.
     named: Option<Named>,
+    /// Why there are none yet, as far as it has been told.
+    told: Vec<Fault>,
+    /// Since when something that is referred to for the first time is looked up.
+    looking_up: Option<Instant>,
+}
+
+impl ObjectSource {
+    fn new(snapshots: watch::Receiver<Arc<Snapshot>>, named: Option<Named>) -> Self {
+        Self { snapshots, named, told: Vec::new(), looking_up: None }
+    }
+
+    /// The objects as they are now, once they are whole: a part of them would take from clients what the rest gives them. `None` if
+    /// they are no longer followed.
+    async fn whole(&mut self) -> Option<Arc<Snapshot>> {
+        loop {
+            let snapshot = self.snapshots.borrow_and_update().clone();
+            if snapshot.synced {
+                return Some(snapshot);
+            }
+            for fault in snapshot.faults.iter().filter(|fault| !self.told.contains(*fault)) {
+                tracing::info!(%fault, "waiting for the API server");
+            }
+            self.told.clone_from(&snapshot.faults);
+            self.snapshots.changed().await.ok()?;
+        }
+    }
+
+    /// Whether everything that is referred to has been looked up, as far as it will be; waits a little if not. What is referred to for
+    /// the first time would be missing for a moment to those who have it.
+    async fn has_looked_up(&mut self, referred: BTreeSet<ObjectKey>, snapshot: &Snapshot) -> bool {
+        let Some(named) = &self.named else { return true };
+        named.set(&referred);
+        let waited = self.looking_up.get_or_insert_with(Instant::now).elapsed();
+        if referred.is_subset(&snapshot.looked_up) || waited >= LOOKING_UP {
+            self.looking_up = None;
+            return true;
+        }
+        // An end of the snapshots is seen by whoever asks for the next one.
+        drop(tokio::time::timeout(LOOKING_UP - waited, self.snapshots.changed()).await);
+        false
+    }
 }
 
 /// Translates every snapshot of the sources.
 async fn follow(
-    ObjectSource { mut snapshots, named }: ObjectSource,
+    mut source: ObjectSource,
     config: Config,
     state: Arc<State>,
     mut cluster: Option<Cluster>,
@@ -287,22 +332,14 @@ async fn follow(
     let mut keeper = Keeper::default();
     let mut ready = Some(ready);
     let mut jwks = Fetcher::start(drain.clone());
-    let mut waiting = Vec::new();
-    let mut looking_up = None;
     loop {
-        let snapshot = snapshots.borrow_and_update().clone();
-        if !snapshot.synced {
-            // A part of the objects would take from clients what the rest gives them.
-            for fault in snapshot.faults.iter().filter(|fault| !waiting.contains(*fault)) {
-                tracing::info!(%fault, "waiting for the API server");
-            }
-            waiting.clone_from(&snapshot.faults);
-            tokio::select! {
-                _ = drain.signaled() => return,
-                changed = snapshots.changed() => if changed.is_err() { return },
-            }
-            continue;
-        }
+        let snapshot = tokio::select! {
+            _ = drain.signaled() => return,
+            snapshot = source.whole() => match snapshot {
+                Some(snapshot) => snapshot,
+                None => return,
+            },
+        };
         let started = Instant::now();
         if let Accounts::Files(tokens) = state.accounts()
             && let Err(error) = tokens.update(&snapshot.objects)
@@ -322,21 +359,14 @@ async fn follow(
                 return;
             }
         };
-        if let Some(named) = &named {
-            let parameters = cluster.iter().flat_map(|_| cluster::referred(&snapshot.objects));
-            let referred: BTreeSet<ObjectKey> = output.referred.iter().cloned().chain(parameters).collect();
-            named.set(&referred);
-            // What is referred to for the first time is looked up first, or it would be missing for a moment to those who have it.
-            let waiting = looking_up.get_or_insert_with(Instant::now).elapsed();
-            if !referred.is_subset(&snapshot.looked_up) && waiting < LOOKING_UP {
-                tokio::select! {
-                    _ = drain.signaled() => return,
-                    _ = snapshots.changed() => {}
-                    () = tokio::time::sleep(LOOKING_UP - waiting) => {}
-                }
-                continue;
-            }
-            looking_up = None;
+        let parameters = cluster.iter().flat_map(|_| cluster::referred(&snapshot.objects));
+        let referred = output.referred.iter().cloned().chain(parameters).collect();
+        let looked_up = tokio::select! {
+            _ = drain.signaled() => return,
+            looked_up = source.has_looked_up(referred, &snapshot) => looked_up,
+        };
+        if !looked_up {
+            continue;
         }
         jwks.wanted(&output.jwks_uris, &snapshot.objects);
         if let Some(cluster) = &mut cluster {
@@ -359,7 +389,7 @@ async fn follow(
             _ = drain.signaled() => return,
             () = jwks.changed() => {}
             () = written(&mut cluster) => {}
-            changed = snapshots.changed() => if changed.is_err() {
+            changed = source.snapshots.changed() => if changed.is_err() {
                 tracing::error!("the sources are no longer watched; what is served stays as it is");
                 drain.signaled().await;
                 return;

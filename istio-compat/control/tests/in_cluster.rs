@@ -366,7 +366,8 @@ async fn waypoints_are_deployed(world: &World) {
     assert_eq!(gateway.data["status"]["listeners"][0]["name"], "mesh");
 }
 
-/// `infrastructure.parametersRef`: what it says is in force; what cannot be used changes nothing, and the Gateway says so.
+/// Defaults of the class and `infrastructure.parametersRef`: what they say is in force; what cannot be used changes nothing, and
+/// the Gateway says so.
 async fn parameters_are_added(world: &World) {
     let patch = "spec: {template: {spec: {containers: [{name: istio-proxy, resources: {requests: {cpu: 250m}}}]}}}";
     let map = |deployment: &str| {
@@ -393,9 +394,16 @@ async fn parameters_are_added(world: &World) {
         container.resources.unwrap().requests.unwrap().remove("cpu").unwrap().0
     };
     assert_eq!(cpu().await, "100m");
+    let defaults = json!({
+        "metadata": {"name": "defaults", "labels": {"gateway.istio.io/defaults-for-class": "istio-waypoint"}},
+        "data": {"deployment": "spec: {minReadySeconds: 7, template: {spec: {containers: [{name: istio-proxy, resources: {requests: {cpu: 50m}}}]}}}"},
+    });
+    world.create(&world.api::<ConfigMap>("istio-system"), defaults).await;
     world.create(&maps, map(patch)).await;
     accepted("True", "").await;
     until("the container's resources", async || (cpu().await == "250m").then_some(())).await;
+    let deployment = world.api::<Deployment>("shop").get("waypoint").await.unwrap();
+    assert_eq!(deployment.spec.unwrap().min_ready_seconds, Some(7), "what only the defaults say");
     let budgets = world.api::<PodDisruptionBudget>("shop");
     let made = until("the budget", async || budgets.get_opt("waypoint").await.unwrap()).await;
     let selected = made.spec.unwrap().selector.unwrap().match_labels.unwrap();

@@ -1,8 +1,9 @@
-//! What a ConfigMap adds to the objects of a waypoint: `infrastructure.parametersRef`, as istiod takes it. Under the name of an object
-//! stands a strategic merge patch for it.
+//! What ConfigMaps add to the objects of a waypoint, as istiod takes them: the one of defaults for its class, and above that the
+//! one it names (`infrastructure.parametersRef`). Under the name of an object stands a strategic merge patch for it.
 use std::collections::BTreeMap;
 
 use compat_kubernetes::Kept;
+use compat_objects::core::ConfigMap;
 use compat_objects::gateway::{Gateway, ObjectReference};
 use compat_objects::{HasMeta as _, Kind, ObjectKey, ObjectSet};
 use serde_json::Value;
@@ -15,6 +16,8 @@ const KEYS: [(&str, Kept); 5] = [
     ("horizontalPodAutoscaler", Kept::HorizontalPodAutoscaler),
     ("podDisruptionBudget", Kept::PodDisruptionBudget),
 ];
+/// On a ConfigMap in the control plane's namespace: the class whose waypoints it is for (Istio).
+pub(super) const DEFAULTS_FOR_CLASS: &str = "gateway.istio.io/defaults-for-class";
 /// Lists whose items are merged, by the member that tells them apart (Kubernetes' `patchMergeKey`); others are replaced.
 const MERGED: [(&str, &[&str]); 9] = [
     ("containers", &["name"]),
@@ -33,8 +36,10 @@ pub(super) fn kinds() -> [Kept; KEYS.len()] {
     KEYS.map(|(_, kind)| kind)
 }
 
-/// Patches by object.
-pub(crate) type Parameters = BTreeMap<Kept, Value>;
+/// What is added, the general before the specific.
+pub(crate) type Parameters = Vec<Patches>;
+/// Of one ConfigMap, by object.
+pub(crate) type Patches = BTreeMap<Kept, Value>;
 
 /// The ConfigMap a Gateway names.
 pub(crate) fn reference(gateway: &Gateway) -> Option<ObjectKey> {
@@ -46,19 +51,37 @@ fn given(gateway: &Gateway) -> Option<&ObjectReference> {
     gateway.spec.infrastructure.as_ref()?.parameters_ref.as_ref()
 }
 
-/// What is in it; nothing if the Gateway names none.
+/// What is in both. `system` is the control plane's namespace.
 ///
 /// # Errors
 /// Why it cannot be used. Then the objects are to stay as they are.
-pub(crate) fn read(gateway: &Gateway, objects: &ObjectSet) -> Result<Parameters, String> {
-    let (Some(reference), Some(key)) = (given(gateway), reference(gateway)) else { return Ok(Parameters::new()) };
+pub(crate) fn read(gateway: &Gateway, objects: &ObjectSet, system: &str) -> Result<Parameters, String> {
+    let maps = [defaults(gateway, objects, system), named(gateway, objects)?];
+    maps.into_iter().flatten().map(patches).collect()
+}
+
+/// The oldest of those for the Gateway's class.
+fn defaults<'o>(gateway: &Gateway, objects: &'o ObjectSet, system: &'o str) -> Option<&'o ConfigMap> {
+    let class = Some(gateway.spec.gateway_class_name.as_str());
+    let found = objects.config_maps_in(system).filter(|map| map.label(DEFAULTS_FOR_CLASS) == class);
+    found.map(|map| &**map).min_by_key(|map| {
+        (map.metadata.creation_timestamp.as_ref().map(|time| time.0.to_string()), map.name().to_owned())
+    })
+}
+
+fn named<'o>(gateway: &Gateway, objects: &'o ObjectSet) -> Result<Option<&'o ConfigMap>, String> {
+    let (Some(reference), Some(key)) = (given(gateway), reference(gateway)) else { return Ok(None) };
     let (group, kind) = (reference.group.as_deref().unwrap_or_default(), reference.kind.as_deref().unwrap_or_default());
     if (group, kind) != ("", "ConfigMap") {
         return Err(format!("parametersRef: {group}/{kind} is no ConfigMap"));
     }
     let map = objects.config_map(&key.namespace, &key.name);
-    let map = map.ok_or_else(|| format!("parametersRef: {key} is not known"))?;
-    let mut found = Parameters::new();
+    map.map(|map| Some(&**map)).ok_or_else(|| format!("parametersRef: {key} is not known"))
+}
+
+fn patches(map: &ConfigMap) -> Result<Patches, String> {
+    let key = ObjectKey::new(Kind::ConfigMap, map.namespace(), map.name());
+    let mut found = Patches::new();
     for (name, text) in map.data.iter().flatten() {
         let place = KEYS.iter().find(|(known, _)| known == name);
         let (_, kept) = place.ok_or_else(|| format!("{key}: {name} is no object of a waypoint"))?;
@@ -158,16 +181,28 @@ apiVersion: v1
 kind: ConfigMap
 metadata: {{name: p, namespace: shop}}
 data: {data}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {{name: d, namespace: system, labels: {{gateway.istio.io/defaults-for-class: istio-waypoint}}}}
+data: {{deployment: 'spec: {{replicas: 3}}'}}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {{name: e, namespace: system, labels: {{gateway.istio.io/defaults-for-class: other}}}}
+data: {{service: 'spec: {{}}'}}
 "
             );
             std::fs::write(folder.path().join("all.yaml"), text).unwrap();
             let mut source = compat_objects::source::DirectorySource::new(vec![folder.path().to_owned()]);
             let objects = source.load().objects.clone();
-            super::read(objects.gateway("shop", "w").unwrap(), &objects)
+            super::read(objects.gateway("shop", "w").unwrap(), &objects, "system")
         };
         let named = "{group: '', kind: ConfigMap, name: p}";
         let found = read(named, "{deployment: 'spec: {replicas: 2}', podDisruptionBudget: 'spec: {minAvailable: 1}'}");
-        assert_eq!(found.unwrap().into_keys().collect::<Vec<_>>(), [Kept::Deployment, Kept::PodDisruptionBudget]);
+        let [defaults, own] = found.unwrap().try_into().unwrap();
+        assert_eq!(defaults, BTreeMap::from([(Kept::Deployment, json!({"spec": {"replicas": 3}}))]));
+        assert_eq!(own.into_keys().collect::<Vec<_>>(), [Kept::Deployment, Kept::PodDisruptionBudget]);
         for (reference, data, expected) in [
             ("{group: '', kind: ConfigMap, name: gone}", "{}", "ConfigMap shop/gone is not known"),
             ("{group: x, kind: Thing, name: p}", "{}", "x/Thing is no ConfigMap"),

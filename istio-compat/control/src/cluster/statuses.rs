@@ -14,10 +14,15 @@ use super::waypoint::{self, GATEWAY_NAME};
 /// Istio's name for who serves routes of the mesh; an istiod that comes later goes on with our entries.
 const ROUTE_CONTROLLER: &str = "istio.io/gateway-controller";
 
-/// All statuses.
-pub(super) fn all(objects: &ObjectSet, output: &MeshOutput, troubles: &Troubles) -> BTreeMap<ObjectKey, Status> {
+/// All statuses. `unusable` says which waypoints' parameters cannot be used, and why.
+pub(super) fn all(
+    objects: &ObjectSet,
+    output: &MeshOutput,
+    troubles: &Troubles,
+    unusable: &BTreeMap<ObjectKey, String>,
+) -> BTreeMap<ObjectKey, Status> {
     let mut found = BTreeMap::new();
-    let view = View { objects, faults: faults(output), troubles };
+    let view = View { objects, faults: faults(output), troubles, unusable };
     for gateway in objects.gateways().filter(|gateway| waypoint::is_served(gateway)) {
         let key = ObjectKey::new(Kind::Gateway, gateway.namespace(), gateway.name());
         let said = view.gateway(gateway, &key);
@@ -56,6 +61,7 @@ struct View<'a> {
     objects: &'a ObjectSet,
     faults: BTreeMap<&'a ObjectKey, Vec<&'a Fault>>,
     troubles: &'a Troubles,
+    unusable: &'a BTreeMap<ObjectKey, String>,
 }
 
 impl View<'_> {
@@ -65,10 +71,9 @@ impl View<'_> {
     }
 
     fn gateway(&self, gateway: &Gateway, key: &ObjectKey) -> Said {
-        let parameters = parameters::read(gateway, self.objects);
-        let accepted = match (self.errors(key).as_slice(), parameters) {
-            ([], Ok(_)) => condition("Accepted", true, "Accepted", "Resource accepted"),
-            ([], Err(reason)) => condition("Accepted", false, "InvalidParameters", &reason),
+        let accepted = match (self.errors(key).as_slice(), self.unusable.get(key)) {
+            ([], None) => condition("Accepted", true, "Accepted", "Resource accepted"),
+            ([], Some(reason)) => condition("Accepted", false, "InvalidParameters", reason),
             (errors, _) => condition("Accepted", false, "Invalid", &sentence(errors)),
         };
         let host = format!("{}.{}.svc.cluster.local", gateway.name(), gateway.namespace());

@@ -7,7 +7,7 @@ use compat_objects::HasMeta as _;
 use compat_objects::gateway::Gateway;
 use serde_json::{Map, Value, json};
 
-use super::parameters::{self, Parameters};
+use super::parameters::{self, Patches};
 use super::{MANAGED, WAYPOINT_CLASS};
 
 /// Label of what belongs to a Gateway: its name.
@@ -49,7 +49,7 @@ pub(super) fn is_ours_to_deploy(gateway: &Gateway) -> bool {
 }
 
 /// Everything the Gateway asks for, with what its parameters add. What it owns goes with it.
-pub(super) fn objects(gateway: &Gateway, config: &WaypointConfig, parameters: &Parameters) -> BTreeMap<KeptId, Wanted> {
+pub(super) fn objects(gateway: &Gateway, config: &WaypointConfig, parameters: &[Patches]) -> BTreeMap<KeptId, Wanted> {
     let mut kinds = vec![
         (Kept::ServiceAccount, json!({})),
         (Kept::Service, service(gateway)),
@@ -57,10 +57,10 @@ pub(super) fn objects(gateway: &Gateway, config: &WaypointConfig, parameters: &P
     ];
     // These only where somebody asks for them.
     let more = [(Kept::HorizontalPodAutoscaler, autoscaler(gateway)), (Kept::PodDisruptionBudget, budget(gateway))];
-    kinds.extend(more.into_iter().filter(|(kind, _)| parameters.contains_key(kind)));
+    kinds.extend(more.into_iter().filter(|(kind, _)| parameters.iter().any(|patches| patches.contains_key(kind))));
     let object = |(kind, mut fields): (Kept, Value)| {
         fields["metadata"] = metadata(gateway);
-        if let Some(patch) = parameters.get(&kind) {
+        for patch in parameters.iter().filter_map(|patches| patches.get(&kind)) {
             parameters::merge(&mut fields, patch);
         }
         let (namespace, name) = (gateway.namespace().to_owned(), gateway.name().to_owned());

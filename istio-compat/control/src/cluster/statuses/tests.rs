@@ -60,7 +60,7 @@ fn found(yaml: &str, troubles: &Troubles) -> BTreeMap<ObjectKey, Status> {
     std::fs::write(folder.path().join("all.yaml"), yaml).unwrap();
     let objects = DirectorySource::new(vec![folder.path().to_owned()]).load().objects.clone();
     let output = translate(&objects, &MeshOptions::default());
-    all(&objects, &output, troubles)
+    all(&objects, &output, troubles, &BTreeMap::new())
 }
 
 fn conditions(status: &Status) -> Vec<String> {
