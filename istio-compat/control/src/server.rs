@@ -305,8 +305,9 @@ impl ObjectSource {
 
     /// Whether everything that is referred to has been looked up, as far as it will be; waits a little if not. What is referred to for
     /// the first time would be missing for a moment to those who have it.
-    async fn has_looked_up(&mut self, referred: BTreeSet<ObjectKey>, snapshot: &Snapshot) -> bool {
+    async fn has_looked_up(&mut self, referred: impl Iterator<Item = ObjectKey>, snapshot: &Snapshot) -> bool {
         let Some(named) = &self.named else { return true };
+        let referred: BTreeSet<ObjectKey> = referred.collect();
         named.set(&referred);
         let waited = self.looking_up.get_or_insert_with(Instant::now).elapsed();
         if referred.is_subset(&snapshot.looked_up) || waited >= LOOKING_UP {
@@ -360,7 +361,7 @@ async fn follow(
             }
         };
         let parameters = cluster.iter().flat_map(|_| cluster::referred(&snapshot.objects));
-        let referred = output.referred.iter().cloned().chain(parameters).collect();
+        let referred = output.referred.iter().cloned().chain(parameters);
         let looked_up = tokio::select! {
             _ = drain.signaled() => return,
             looked_up = source.has_looked_up(referred, &snapshot) => looked_up,

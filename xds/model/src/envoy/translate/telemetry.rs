@@ -161,8 +161,7 @@ fn open_telemetry(any: &Any, out: &mut Tracing, report: &mut Report) -> Refusabl
         (Some(TargetSpecifier::EnvoyGrpc(target)), _) => {
             Some(collector(target.cluster_name, target.authority, SpanProtocol::OtlpGrpc))
         }
-        (_, Some(service)) => over_http(service, report)
-            .map(|(cluster, authority, http)| collector(cluster, authority, SpanProtocol::OtlpHttp(http))),
+        (_, Some(service)) => over_http(service, SpanProtocol::OtlpHttp, report),
         _ => None,
     };
     out.service_name = Some(take(&mut config.service_name)).filter(|name| !name.is_empty());
@@ -174,11 +173,7 @@ fn zipkin(any: &Any, out: &mut Tracing, report: &mut Report) -> Refusable<()> {
     use trace::zipkin_config::{CollectorEndpointVersion, TraceContextOption};
     let mut config: trace::ZipkinConfig = unpack(any)?;
     let (cluster, host) = (take(&mut config.collector_cluster), take(&mut config.collector_hostname));
-    let legacy = CollectorHttp { path: take(&mut config.collector_endpoint), headers: Vec::new() };
-    let target = match config.collector_service.take() {
-        Some(service) => over_http(service, report),
-        None => Some((cluster, host, legacy)).filter(|(cluster, _, http)| !cluster.is_empty() && !http.path.is_empty()),
-    };
+    let path = take(&mut config.collector_endpoint);
     if take(&mut config.collector_endpoint_version) != CollectorEndpointVersion::HttpJson as i32 {
         report.ignored("tracing.provider.collector_endpoint_version", "spans are sent as JSON of version 2");
     }
@@ -188,9 +183,12 @@ fn zipkin(any: &Any, out: &mut Tracing, report: &mut Report) -> Refusable<()> {
     let both = TraceContextOption::UseB3WithW3cPropagation as i32;
     let with_w3c = take(&mut config.trace_context_option) == both;
     let short_ids = !take(&mut config.trace_id_128bit);
-    out.collector = target.map(|(cluster, authority, http)| {
-        collector(cluster, authority, SpanProtocol::Zipkin(Zipkin { http, with_w3c, short_ids }))
-    });
+    let protocol = |http| SpanProtocol::Zipkin(Zipkin { http, with_w3c, short_ids });
+    out.collector = match config.collector_service.take() {
+        Some(service) => over_http(service, protocol, report),
+        None if cluster.is_empty() || path.is_empty() => None,
+        None => Some(collector(cluster, host, protocol(CollectorHttp { path, headers: Vec::new() }))),
+    };
     report.ignore_rest("tracing.provider", &config);
     Ok(())
 }
@@ -201,8 +199,12 @@ fn collector(cluster: String, authority: String, protocol: SpanProtocol) -> Coll
     Collector { cluster, authority, protocol }
 }
 
-/// Cluster, host and what a request looks like: `uri` names host and path, `cluster` where that is.
-fn over_http(service: core::HttpService, report: &mut Report) -> Option<(String, String, CollectorHttp)> {
+/// A collector over HTTP: `uri` names host and path, `cluster` where that is.
+fn over_http(
+    service: core::HttpService,
+    protocol: impl FnOnce(CollectorHttp) -> SpanProtocol,
+    report: &mut Report,
+) -> Option<Collector> {
     let target = service.http_uri?;
     let http_uri::HttpUpstreamType::Cluster(cluster) = target.http_upstream_type?;
     let rest = target.uri.split_once("://").map_or(target.uri.as_str(), |(_, rest)| rest);
@@ -218,7 +220,8 @@ fn over_http(service: core::HttpService, report: &mut Report) -> Option<(String,
             headers.push((header.key, header.value));
         }
     }
-    Some((cluster, authority.to_owned(), CollectorHttp { path: path.to_owned(), headers }))
+    let http = CollectorHttp { path: path.to_owned(), headers };
+    Some(collector(cluster, authority.to_owned(), protocol(http)))
 }
 
 fn custom_tag(message: tag::CustomTag) -> Option<(String, TagValue)> {
