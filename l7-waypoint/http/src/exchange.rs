@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use http::HeaderMap;
 use l7_resilience::Guard;
 use l7_resilience::host::ActiveRequest;
+use l7_telemetry::trace::callers_trace_id;
 use l7_telemetry::{Flags, Peer, Record, ServiceInfo, Upstream};
 use tokio::time::Instant;
 
@@ -136,8 +137,10 @@ impl Exchange {
         let unknown = http::Method::GET;
         let info = &self.client.info;
         let header = |name: &str| head.and_then(|head| head.headers.get(name)).and_then(|value| value.to_str().ok());
-        let own = self.trace.as_ref().map(Traced::trace_id);
-        let trace_id = own.as_deref().or_else(|| header("traceparent").and_then(|value| value.split('-').nth(1)));
+        let trace_id = head.and_then(|head| match &self.trace {
+            Some(traced) => traced.trace_id(&head.headers),
+            None => callers_trace_id(&head.headers),
+        });
         let record = Record {
             start: SystemTime::now() - duration,
             duration,

@@ -46,9 +46,9 @@ impl Traced {
         Traced { tracer: tracer.clone(), context: tracer.begin(headers, || engine.seed()), operation: None }
     }
 
-    /// As logs write it.
-    pub(crate) fn trace_id(&self) -> String {
-        self.tracer.trace_id(self.context)
+    /// The trace's number, as the request's headers tell.
+    pub(crate) fn trace_id<'h>(&self, headers: &'h HeaderMap) -> Option<&'h str> {
+        self.tracer.trace_id(headers)
     }
 
     /// Tells of the finished request, if anybody wants to know.

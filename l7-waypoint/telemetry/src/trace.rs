@@ -111,9 +111,9 @@ impl Tracer {
         context
     }
 
-    /// The trace's number as logs write it.
-    pub fn trace_id(&self, context: TraceContext) -> String {
-        self.propagation.trace_id(context)
+    /// The trace's number, as headers tell that went through [`Tracer::begin`].
+    pub fn trace_id<'h>(&self, headers: &'h HeaderMap) -> Option<&'h str> {
+        self.propagation.trace_id(headers)
     }
 
     /// The span of a finished request; `operation` is the route's name for it.
@@ -181,6 +181,11 @@ impl Tracer {
         }
         out
     }
+}
+
+/// The trace's number where no tracer looks at it: the caller's, by W3C's header.
+pub fn callers_trace_id(headers: &HeaderMap) -> Option<&str> {
+    Propagation::W3c.trace_id(headers)
 }
 
 /// Where the configuration gives the proxy no name: what Istio's tags say of it, `waypoint.shop`.

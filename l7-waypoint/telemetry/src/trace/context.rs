@@ -66,9 +66,10 @@ impl Propagation {
         }
     }
 
-    /// As logs and B3 headers write the trace's number.
-    pub(super) fn trace_id(self, context: TraceContext) -> String {
-        if self == Self::W3c { format!("{:032x}", context.trace_id) } else { b3_trace_id(context.trace_id) }
+    /// The trace's number in headers that the upstream was told by.
+    pub(super) fn trace_id(self, headers: &HeaderMap) -> Option<&str> {
+        let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        if self == Self::W3c { text(TRACEPARENT)?.split('-').nth(1) } else { text(B3_TRACE) }
     }
 }
 
