@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use compat_objects::k8s_openapi::jiff::Timestamp;
 use compat_objects::source::{Snapshot, in_force};
-use compat_objects::{Fault, Kind, Object, ObjectKey, ObjectSet, read_object};
+use compat_objects::{Fault, HasMeta as _, Kind, Object, ObjectKey, ObjectSet, read_object};
 
 use crate::scope::Stream;
 use crate::slim::Raw;
@@ -204,8 +204,8 @@ impl Known {
 impl Item {
     /// What tells the newer of two objects of one name.
     fn age(&self) -> (Option<Timestamp>, u64) {
-        let created = self.object.as_ref().and_then(|object| object.meta().creation_timestamp.as_ref());
-        (created.map(|time| time.0), self.version.parse().unwrap_or_default())
+        let created = self.object.as_ref().and_then(|object| object.created());
+        (created, self.version.parse().unwrap_or_default())
     }
 }
 

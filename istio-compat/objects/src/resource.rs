@@ -1,5 +1,6 @@
 //! The frame every Kubernetes object has.
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
 use serde::Deserialize;
 
 /// An object of a custom resource: metadata and a typed spec. `apiVersion` and `kind` were checked before.
@@ -26,6 +27,11 @@ pub trait HasMeta {
     /// The object's namespace; empty for cluster-scoped objects.
     fn namespace(&self) -> &str {
         self.meta().namespace.as_deref().unwrap_or_default()
+    }
+
+    /// When it was created; nothing for what only a file knows. Of objects that contradict each other the oldest counts.
+    fn created(&self) -> Option<Timestamp> {
+        self.meta().creation_timestamp.as_ref().map(|time| time.0)
     }
 
     fn label(&self, key: &str) -> Option<&str> {

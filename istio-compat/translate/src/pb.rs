@@ -13,6 +13,7 @@ pub(crate) use xds_proto::envoy::google::protobuf::{
 pub(crate) use xds_proto::envoy::xds::core::v3 as xds_core;
 pub(crate) use xds_proto::envoy::xds::r#type::matcher::v3 as xds_matcher;
 
+use core::header_value_option::HeaderAppendAction;
 use ext::filters::network::http_connection_manager::v3 as hcm;
 use prost::{Message, Name};
 
@@ -97,6 +98,23 @@ pub(crate) fn metadata<const N: usize>(entries: [(&str, Struct); N]) -> core::Me
     core::Metadata {
         filter_metadata: entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
         ..core::Metadata::default()
+    }
+}
+
+/// In the place of what the header was.
+pub(crate) fn set_header(key: &str, value: &str) -> core::HeaderValueOption {
+    core::HeaderValueOption {
+        append_action: HeaderAppendAction::OverwriteIfExistsOrAdd as i32,
+        ..add_header(key, value)
+    }
+}
+
+/// Beside what the header was.
+pub(crate) fn add_header(key: &str, value: &str) -> core::HeaderValueOption {
+    core::HeaderValueOption {
+        header: Some(core::HeaderValue { key: key.to_owned(), value: value.to_owned(), ..Default::default() }),
+        append_action: HeaderAppendAction::AppendIfExistsOrAdd as i32,
+        ..Default::default()
     }
 }
 

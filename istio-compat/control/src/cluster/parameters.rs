@@ -64,9 +64,7 @@ pub(crate) fn read(gateway: &Gateway, objects: &ObjectSet, system: &str) -> Resu
 fn defaults<'o>(gateway: &Gateway, objects: &'o ObjectSet, system: &'o str) -> Option<&'o ConfigMap> {
     let class = Some(gateway.spec.gateway_class_name.as_str());
     let found = objects.config_maps_in(system).filter(|map| map.label(DEFAULTS_FOR_CLASS) == class);
-    found.map(|map| &**map).min_by_key(|map| {
-        (map.metadata.creation_timestamp.as_ref().map(|time| time.0.to_string()), map.name().to_owned())
-    })
+    found.map(|map| &**map).min_by_key(|map| (map.created(), map.name()))
 }
 
 fn named<'o>(gateway: &Gateway, objects: &'o ObjectSet) -> Result<Option<&'o ConfigMap>, String> {

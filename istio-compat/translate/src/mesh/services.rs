@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use compat_objects::core as k8s;
+use compat_objects::k8s_openapi::jiff::Timestamp;
 use compat_objects::{HasMeta, Kind, ObjectKey, ObjectSet};
 use ipnet::IpNet;
 use xds_proto::istio::workload as wds;
@@ -94,10 +95,10 @@ impl Service {
 }
 
 /// Who is first among services of one name: the smallest.
-pub(super) fn seniority(objects: &ObjectSet, service: &Service) -> (bool, Option<String>, String) {
+pub(super) fn seniority(objects: &ObjectSet, service: &Service) -> (bool, Option<Timestamp>, String) {
     let entry = service.object.kind == Kind::ServiceEntry;
-    let created = objects.get(&service.object).and_then(|object| object.meta().creation_timestamp.as_ref());
-    (entry, created.map(|time| time.0.to_string()), service.namespace.clone())
+    let created = objects.get(&service.object).and_then(|object| object.created());
+    (entry, created, service.namespace.clone())
 }
 
 /// Every Kubernetes Service, by `namespace/hostname`.

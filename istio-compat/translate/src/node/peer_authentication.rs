@@ -126,7 +126,5 @@ fn oldest<'m>(
     fits: impl Fn(&PeerAuthentication) -> bool,
 ) -> Option<&'m PeerAuthentication> {
     let fitting = mesh.objects.peer_authentications_in(namespace).filter(|policy| fits(policy));
-    fitting.map(|policy| &**policy).min_by_key(|policy| {
-        (policy.metadata.creation_timestamp.as_ref().map(|time| time.0.to_string()), policy.name().to_owned())
-    })
+    fitting.map(|policy| &**policy).min_by_key(|policy| (policy.created(), policy.name()))
 }

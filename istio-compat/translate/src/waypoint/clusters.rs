@@ -75,9 +75,7 @@ impl Builder<'_, '_> {
                 .map(|rule| (full_hostname(&rule.spec.host, namespace), rule))
                 .filter(|(host, _)| host_covers(host, &service.hostname))
                 .collect();
-            found.sort_by_key(|(host, rule)| {
-                (std::cmp::Reverse(host.len()), rule.metadata.creation_timestamp.as_ref().map(|t| t.0.to_string()))
-            });
+            found.sort_by_key(|(host, rule)| (std::cmp::Reverse(host.len()), rule.created()));
             // Several rules for one host are one rule: the first policy counts, subsets add up.
             let Some((best, _)) = found.first() else { continue };
             let same: Vec<_> = found.iter().filter(|(host, _)| host == best).map(|(_, rule)| *rule).collect();

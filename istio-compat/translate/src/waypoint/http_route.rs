@@ -13,12 +13,11 @@ use compat_objects::{HasMeta, Kind, ObjectKey};
 
 use super::Builder;
 use super::destinations::From;
-use super::routes::{
-    Rule, add_header, decorator, default_retry, mirror, operation, origin, response_code, set_header, valid_regex,
-};
+use super::routes::{Rule, decorator, default_retry, mirror, operation, origin, response_code, valid_regex};
 use crate::mesh::{DOMAIN, Service, ServicePort, host_covers};
 use crate::pb::{
-    any, boolv, core, duration, exact, ext, hundred_percent, matcher, regex, regex_match, route, seconds, u32v,
+    add_header, any, boolv, core, duration, exact, ext, hundred_percent, matcher, regex, regex_match, route, seconds,
+    set_header, u32v,
 };
 use route::route_action::{ClusterNotFoundResponseCode, ClusterSpecifier};
 use route::route_match::PathSpecifier;

@@ -323,11 +323,7 @@ fn internal(name: &str, filters: Vec<listener::Filter>, restore: bool) -> listen
 
 /// A TCP proxy that tunnels through CONNECT.
 fn tunnel(cluster: &str, hostname: &str, header: Option<(&str, &str)>) -> listener::Filter {
-    let header = header.map(|(key, value)| core::HeaderValueOption {
-        header: Some(core::HeaderValue { key: key.to_owned(), value: value.to_owned(), ..Default::default() }),
-        append_action: core::header_value_option::HeaderAppendAction::OverwriteIfExistsOrAdd as i32,
-        ..Default::default()
-    });
+    let header = header.map(|(key, value)| pb::set_header(key, value));
     let proxy = tcp_proxy::TcpProxy {
         stat_prefix: cluster.to_owned(),
         tunneling_config: Some(tcp_proxy::tcp_proxy::TunnelingConfig {

@@ -10,7 +10,7 @@ use super::Builder;
 use super::destinations::From;
 use crate::mesh::{Service, ServicePort, exported, full_hostname, host_covers};
 use crate::pb::{metadata, route, seconds, structure, text};
-pub(crate) use actions::{add_header, default_retry, mirror, response_code, set_header};
+pub(crate) use actions::{default_retry, mirror, response_code};
 pub(crate) use matches::valid_regex;
 
 /// One rule's way into routes.
@@ -71,12 +71,11 @@ impl Builder<'_, '_> {
                 let hosts = virtual_service.spec.hosts.iter().map(|host| full_hostname(host, namespace));
                 let best = hosts.filter(|host| host_covers(host, &service.hostname)).map(|host| host.len()).max();
                 let Some(exactness) = best else { continue };
-                let age = virtual_service.metadata.creation_timestamp.as_ref().map(|time| time.0.to_string());
                 let key = ObjectKey::new(Kind::VirtualService, namespace, virtual_service.name());
-                found.push(((std::cmp::Reverse(exactness), age), key, &**virtual_service));
+                found.push(((std::cmp::Reverse(exactness), virtual_service.created()), key, &**virtual_service));
             }
         }
-        found.sort_by(|a, b| a.0.cmp(&b.0));
+        found.sort_by_key(|entry| entry.0);
         // A wildcard host gives way to an exact one; equally exact ones add up.
         let best = found.first().map(|entry| entry.0.0);
         found.into_iter().filter(|entry| Some(entry.0.0) == best).map(|(_, key, vs)| (key, vs)).collect()

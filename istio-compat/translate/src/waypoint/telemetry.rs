@@ -92,9 +92,8 @@ impl Builder<'_, '_> {
             } else {
                 u8::from(object.namespace() != root)
             };
-            let age = object.metadata.creation_timestamp.as_ref().map(|time| time.0.to_string());
             let key = ObjectKey::new(Kind::Telemetry, object.namespace(), object.name());
-            found.push(((level, age, key.name.clone()), (key, &**object)));
+            found.push(((level, object.created(), key.name.clone()), (key, &**object)));
         }
         found.sort_by(|(a, _), (b, _)| a.cmp(b));
         found.dedup_by_key(|((level, ..), _)| *level);
@@ -342,14 +341,9 @@ fn http_service(uri: String, timeout: Duration, cluster: String, headers: &[Head
         timeout: pb::duration(timeout),
         http_upstream_type: Some(core::http_uri::HttpUpstreamType::Cluster(cluster)),
     };
-    let header = |header: &HeaderToAdd| core::HeaderValueOption {
-        append_action: core::header_value_option::HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
-        header: Some(core::HeaderValue { key: header.name.clone(), value: header.value.clone(), ..Default::default() }),
-        ..Default::default()
-    };
     core::HttpService {
         http_uri: Some(target),
-        request_headers_to_add: headers.iter().map(header).collect(),
+        request_headers_to_add: headers.iter().map(|header| pb::set_header(&header.name, &header.value)).collect(),
         ..Default::default()
     }
 }

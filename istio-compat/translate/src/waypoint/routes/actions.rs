@@ -11,11 +11,11 @@ use super::matches::valid_regex;
 use super::{Rule, decorator, operation, origin};
 use crate::mesh::Service;
 use crate::pb::{
-    any, boolv, core, duration, ext, hundred_percent, matcher, millionths, regex, route, seconds, types, u32v,
+    add_header, any, boolv, core, duration, ext, hundred_percent, matcher, millionths, regex, route, seconds,
+    set_header, types, u32v,
 };
 use crate::waypoint::Builder;
 use crate::waypoint::destinations::From;
-use core::header_value_option::HeaderAppendAction;
 pub(super) use delegates::merge_delegate;
 use filters::per_filter;
 use route::route_action::ClusterSpecifier;
@@ -354,21 +354,6 @@ struct Changes {
     request_remove: Vec<String>,
     response_add: Vec<core::HeaderValueOption>,
     response_remove: Vec<String>,
-}
-
-pub(crate) fn set_header(key: &str, value: &str) -> core::HeaderValueOption {
-    core::HeaderValueOption {
-        append_action: HeaderAppendAction::OverwriteIfExistsOrAdd as i32,
-        ..add_header(key, value)
-    }
-}
-
-pub(crate) fn add_header(key: &str, value: &str) -> core::HeaderValueOption {
-    core::HeaderValueOption {
-        header: Some(core::HeaderValue { key: key.to_owned(), value: value.to_owned(), ..Default::default() }),
-        append_action: HeaderAppendAction::AppendIfExistsOrAdd as i32,
-        ..Default::default()
-    }
 }
 
 /// Pseudo headers and `host` are no headers: they change the authority.
