@@ -8,10 +8,11 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
+
+use crate::http1;
 
 /// Which service to be. The sample's manifests give neither arguments nor variables: the image does.
 #[derive(Debug, Clone, clap::Args)]
@@ -41,19 +42,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let listener = TcpListener::bind(("::", args.port)).await.with_context(|| format!("port {}", args.port))?;
     eprintln!("bookinfo {:?} {} serves on {}", args.service, args.version, listener.local_addr()?);
-    loop {
-        let (stream, _) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                eprintln!("accept: {error}");
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                continue;
-            }
-        };
-        let args = args.clone();
-        let service = service_fn(move |request| answer(args.clone(), request));
-        tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
-    }
+    http1::serve(listener, move |request| answer(args.clone(), request)).await;
+    Ok(())
 }
 
 async fn answer(args: Args, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {

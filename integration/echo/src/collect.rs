@@ -7,14 +7,14 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
 use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value as AnyValue;
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
+
+use crate::http1;
 
 /// Take spans and print each as a line of JSON
 #[derive(Debug, clap::Args)]
@@ -58,18 +58,11 @@ impl TraceService for Collector {
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     if let Some(addr) = args.zipkin {
         let listener = TcpListener::bind(addr).await.with_context(|| format!("listening on {addr}"))?;
-        tokio::spawn(serve_zipkin(listener));
+        tokio::spawn(http1::serve(listener, take_zipkin));
     }
     let service = TraceServiceServer::new(Collector);
     let server = tonic::transport::Server::builder().add_service(service).serve(args.listen);
     server.await.with_context(|| format!("listening on {}", args.listen))
-}
-
-async fn serve_zipkin(listener: TcpListener) {
-    while let Ok((stream, _)) = listener.accept().await {
-        let connection = hyper::server::conn::http1::Builder::new();
-        tokio::spawn(connection.serve_connection(TokioIo::new(stream), service_fn(take_zipkin)));
-    }
 }
 
 async fn take_zipkin(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {

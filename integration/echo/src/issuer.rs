@@ -1,5 +1,4 @@
 //! A token issuer as an OIDC provider looks to a mesh: a key set to fetch, and tokens signed with it.
-use std::convert::Infallible;
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
@@ -8,15 +7,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
-use http::{Request, Response};
+use http::Response;
 use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256};
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
+
+use crate::http1;
 
 /// Serve the key set at /jwks.json (and every other path).
 #[derive(Debug, clap::Args)]
@@ -65,16 +64,12 @@ impl Jwks {
         }
         let listener = TcpListener::bind(self.listen).await.with_context(|| format!("listening on {}", self.listen))?;
         let body = Bytes::from(document.to_string());
-        loop {
-            let (stream, _) = listener.accept().await?;
-            let body = body.clone();
-            let service = hyper::service::service_fn(move |_: Request<Incoming>| {
-                let response = Response::builder().header("content-type", "application/json");
-                let response = response.body(Full::new(body.clone())).unwrap_or_default();
-                std::future::ready(Ok::<_, Infallible>(response))
-            });
-            tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
-        }
+        let answer = move |_| {
+            let response = Response::builder().header("content-type", "application/json");
+            std::future::ready(Ok(response.body(Full::new(body.clone())).unwrap_or_default()))
+        };
+        http1::serve(listener, answer).await;
+        Ok(())
     }
 }
 

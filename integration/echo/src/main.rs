@@ -9,6 +9,7 @@ mod collect;
 mod connect;
 mod failure;
 mod hold;
+mod http1;
 mod issuer;
 mod serve;
 mod stats;
