@@ -312,7 +312,6 @@ impl Agent {
         if self.ticks.is_multiple_of(VERIFY_EVERY) {
             self.forget_gone_proxies(false);
             self.routes_in_place = None;
-            self.verify_edge().await;
             match self.tables.refresh(self.datapath.maps()) {
                 Ok(()) => self.reconcile_and_report().await,
                 Err(error) => tracing::error!(%error, "maps could not be read back"),

@@ -1,4 +1,4 @@
-//! Keeps the table between the cluster and the outside as objects want it.
+//! What the table between the cluster and the outside should be, by the objects.
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,6 +11,9 @@ use serde_json::{Value, json};
 use crate::agent::Agent;
 use crate::health::HealthChecks;
 use crate::objects::NodeFacts;
+
+mod keeper;
+use keeper::Keeper;
 
 /// What the agent was told to do at the edge.
 #[derive(Debug, Clone, Default)]
@@ -26,15 +29,16 @@ impl Wanted {
     }
 }
 
-/// What is wanted, and what is in force.
+/// What is wanted, and who keeps it in force.
 #[derive(Debug, Default)]
 pub(crate) struct EdgeState {
     pub(crate) wanted: Wanted,
-    in_force: Option<(NodeFacts, Arc<l4_lb::Compiled>)>,
-    problem: Option<String>,
+    /// What the table was last asked for from.
+    asked: Option<(NodeFacts, Arc<l4_lb::Compiled>)>,
+    keeper: Option<Keeper>,
     health: HealthChecks,
-    /// Nothing is wanted, and nothing is left of earlier agents.
-    dropped: bool,
+    /// Nothing is wanted, and what an earlier agent left was looked for.
+    looked: bool,
 }
 
 impl EdgeState {
@@ -60,61 +64,53 @@ impl EdgeState {
 
     /// For `/status`.
     pub(crate) fn status(&self) -> Value {
-        let published = self.in_force.as_ref().filter(|_| self.wanted.node_ports);
+        let outcome = self.keeper.as_ref().map(Keeper::outcome).unwrap_or_default();
         json!({
             "masquerade": self.wanted.masquerade,
             "node_ports": self.wanted.node_ports,
             "health_checks": self.health.len(),
-            "published": published.map_or(0, |(_, services)| services.outside.len()),
-            "problem": self.problem,
+            "published": outcome.published,
+            "problem": outcome.problem,
         })
     }
 }
 
 impl Agent {
-    /// Brings the table in line with the objects in force.
+    /// Asks for the table that the objects in force want.
     pub(crate) async fn sync_edge(&mut self) {
-        if !self.edge.wanted.anything() {
-            return self.drop_edge().await;
-        }
         let services = &self.tables.in_force.services;
+        if !self.edge.wanted.anything() {
+            if !std::mem::replace(&mut self.edge.looked, true) {
+                tokio::spawn(keeper::remove_leftover());
+            }
+            return;
+        }
         if self.edge.wanted.node_ports {
             self.edge.health.sync(&services.health).await;
         }
         let same = |(facts, before): &(NodeFacts, Arc<l4_lb::Compiled>)| {
             *facts == self.facts && (Arc::ptr_eq(before, services) || before.outside == services.outside)
         };
-        if self.edge.in_force.as_ref().is_some_and(same) {
+        if self.edge.asked.as_ref().is_some_and(same) {
             return;
         }
-        let ruleset = self.edge.edge(&self.facts, services).ruleset();
-        let problem = l4_edge::apply(&ruleset).await.err().map(|error| error.to_string());
-        match &problem {
-            None => self.edge.in_force = Some((self.facts.clone(), services.clone())),
-            Some(problem) if self.edge.problem.as_ref() != Some(problem) => {
-                tracing::error!(problem, "callers outside the cluster, and pods that call there, are served as before");
-            }
-            Some(_) => {}
-        }
-        self.edge.problem = problem;
-    }
-
-    /// An earlier agent was told otherwise: its table goes, once.
-    async fn drop_edge(&mut self) {
-        if std::mem::replace(&mut self.edge.dropped, true) || !l4_edge::is_there().await.unwrap_or(false) {
-            return;
-        }
-        match l4_edge::remove().await {
-            Ok(()) => tracing::info!("the table inet strata is gone: nothing is wanted of it any more"),
-            Err(error) => tracing::error!(%error, "the table inet strata could not be removed"),
+        let edge = Arc::new(self.edge.edge(&self.facts, services));
+        self.edge.asked = Some((self.facts.clone(), services.clone()));
+        match &self.edge.keeper {
+            Some(keeper) => keeper.ask(edge),
+            None => self.edge.keeper = Some(Keeper::start(edge)),
         }
     }
 
-    /// Puts the table back should somebody have taken it away.
-    pub(crate) async fn verify_edge(&mut self) {
-        if self.edge.wanted.anything() && !l4_edge::is_there().await.unwrap_or(true) {
-            tracing::warn!("the table inet strata was gone, it is made anew");
-            self.edge.in_force = None;
+    /// Takes the table away for good.
+    pub(crate) async fn leave_edge(&mut self) {
+        if let Some(keeper) = self.edge.keeper.take() {
+            keeper.end().await;
+        }
+        if self.edge.wanted.anything()
+            && let Err(error) = l4_edge::remove().await
+        {
+            tracing::error!(%error, "the table inet strata could not be removed");
         }
     }
 }

@@ -20,11 +20,7 @@ impl Agent {
             tracing::error!(%error, "the CNI plugin could not be removed from the node");
         }
         self.leave_mesh(REQUESTS_UNDER_WAY).await;
-        if self.edge.wanted.anything()
-            && let Err(error) = l4_edge::remove().await
-        {
-            tracing::error!(%error, "the table inet strata could not be removed");
-        }
+        self.leave_edge().await;
         if let Err(error) = l4_loader::unload(bpffs) {
             tracing::error!(%error, "kernel programs and maps could not be removed");
         }

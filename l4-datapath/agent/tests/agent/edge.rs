@@ -138,8 +138,25 @@ fn without_nft_the_rest_works_and_the_status_says_what_is_missing() {
     let (a, b) = (node.pod("a"), node.pod("b"));
     b.serve(8080);
     assert!(a.connects(b.v4, 8080));
-    let problem = node.status()["edge"]["problem"].clone();
-    assert!(problem.as_str().is_some_and(|text| text.contains("the program nft (Debian: nftables)")), "{problem}");
+    let problem = || node.status()["edge"]["problem"].clone();
+    let named = || problem().as_str().is_some_and(|text| text.contains("the program nft (Debian: nftables)"));
+    assert!(eventually(named), "{}", problem());
+}
+
+#[test]
+fn while_nft_hangs_pods_start_and_policy_is_followed() {
+    let mut node = Node::new();
+    node.flags(&FLAGS);
+    node.describe("b", "app: b");
+    let programs = node.only_program("nft", "echo $* >> ${0%nft}calls; exec /bin/sleep 60");
+    node.start();
+    let (a, b) = (node.pod("a"), node.pod("b"));
+    b.serve(8080);
+    assert!(eventually(|| a.connects(b.v4, 8080)));
+    node.write("policy.yaml", "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: b, namespace: shop}\nspec: {podSelector: {matchLabels: {app: b}}, policyTypes: [Ingress]}\n");
+    assert!(eventually(|| !a.connects(b.v4, 8080)), "{}", node.log());
+    let calls = std::fs::read_to_string(programs.join("calls")).unwrap();
+    assert_eq!(calls, "-f -\n", "it was called, and is still at work");
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! A node: a namespace with its own run folder, pins and cgroup, an agent process, and pods made by the plugin.
+use std::fs::Permissions;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Once;
@@ -57,7 +59,8 @@ pub(crate) struct Node {
     cgroup: PathBuf,
     agent: Option<Child>,
     flags: Vec<String>,
-    programs: bool,
+    /// Where agents find other programs, if not where everybody does.
+    programs: Option<PathBuf>,
 }
 
 impl Node {
@@ -121,7 +124,7 @@ impl Node {
             cgroup,
             agent: None,
             flags: Vec::new(),
-            programs: true,
+            programs: None,
         };
         std::fs::create_dir_all(node.objects()).expect("folder");
         std::fs::create_dir_all(node.cni_results()).expect("folder");
@@ -174,9 +177,19 @@ impl Node {
         self.flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
     }
 
+    /// Agents to come find no other program but this shell script. The folder it is in.
+    pub(crate) fn only_program(&mut self, name: &str, script: &str) -> PathBuf {
+        let folder = self.folder.path().join("programs");
+        std::fs::create_dir_all(&folder).expect("folder");
+        std::fs::write(folder.join(name), format!("#!/bin/sh\n{script}\n")).expect("program");
+        std::fs::set_permissions(folder.join(name), Permissions::from_mode(0o755)).expect("mode");
+        self.programs = Some(folder.clone());
+        folder
+    }
+
     /// Agents to come find no other programs.
     pub(crate) fn without_programs(&mut self) {
-        self.programs = false;
+        self.programs = Some("/nowhere".into());
     }
 
     pub(crate) fn start(&mut self) {
@@ -190,8 +203,8 @@ impl Node {
         command.arg("--cni-results-dir").arg(self.cni_results());
         command.arg("--cgroup").arg(&self.cgroup).arg("--status-dir").arg(status);
         command.args(&self.flags);
-        if !self.programs {
-            command.env("PATH", "/nowhere");
+        if let Some(programs) = &self.programs {
+            command.env("PATH", programs);
         }
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path()).expect("log");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
