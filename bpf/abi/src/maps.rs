@@ -128,7 +128,13 @@ pub struct Service {
     pub backend_count: u32,
     /// Session affinity (ClientIP) in seconds; 0 is none.
     pub affinity_seconds: u32,
+    /// Bits of [`service_flag`].
     pub flags: u32,
+}
+
+pub mod service_flag {
+    /// No cluster address, so that the mesh does not know the service by it: a node's, an external or a load balancer's.
+    pub const OUTSIDE: u32 = 1;
 }
 
 /// Key of `BACKENDS`.

@@ -39,6 +39,8 @@ pub enum Action {
     Rewrite,
     /// Leave the address, set the capture mark.
     Steer,
+    /// Both: write `dst` and `dst_port` into the call, set the capture mark.
+    Lead,
     /// Return this errno.
     Refuse(i32),
 }
@@ -83,9 +85,10 @@ pub fn decide<M: Maps>(maps: &M, call: &Call<'_>) -> Decision {
     let meshed = call.proto == proto::TCP && call.pod.is_some_and(|pod| pod.flags & pod_flag::ENROLLED != 0);
     // 3. Service -> backend. A meshed call to a service nobody here can serve is the proxy's to answer: a route may lead elsewhere.
     let mut backend_is_local = false;
-    let translated = match service::resolve(maps, &call.dst, call.dst_port, call.proto, call.netns_cookie) {
+    let target = service::resolve(maps, &call.dst, call.dst_port, call.proto, call.netns_cookie);
+    let translated = match target {
         Target::Plain => false,
-        Target::Backend(backend) => {
+        Target::Backend(backend) | Target::Outside(backend) => {
             decision.dst = backend.addr;
             decision.dst_port = backend.port;
             backend_is_local = backend.flags & backend_flag::LOCAL != 0;
@@ -123,7 +126,8 @@ pub fn decide<M: Maps>(maps: &M, call: &Call<'_>) -> Decision {
             decision.action = if translated { Action::Rewrite } else { Action::Pass };
         } else {
             decision.verdict = Verdict::Redirected;
-            decision.action = Action::Steer;
+            // The proxy knows the backend, and not a node's port or a load balancer's address.
+            decision.action = if matches!(target, Target::Outside(_)) { Action::Lead } else { Action::Steer };
         }
         return decision;
     }

@@ -1,5 +1,5 @@
 //! Service lookup and the choice of a backend.
-use strata_abi::{Addr, AffinityEntry, AffinityKey, Backend, BackendKey, Service, ServiceKey, proto};
+use strata_abi::{Addr, AffinityEntry, AffinityKey, Backend, BackendKey, Service, ServiceKey, proto, service_flag};
 
 use crate::Maps;
 
@@ -9,6 +9,8 @@ pub enum Target {
     /// Not a service's address: the destination itself.
     Plain,
     Backend(Backend),
+    /// The same, by an address that means nothing to the mesh.
+    Outside(Backend),
     /// The service has no ready backend.
     NoBackend,
     /// The address is a service's and the port is none of its ports.
@@ -40,7 +42,8 @@ pub fn resolve<M: Maps>(maps: &M, dst: &Addr, port: u16, proto: u8, client: u64)
             pick_with_affinity(maps, &service, &key, client)
         };
         if let Some(backend) = chosen {
-            return Target::Backend(backend);
+            let outside = service.flags & service_flag::OUTSIDE != 0;
+            return if outside { Target::Outside(backend) } else { Target::Backend(backend) };
         }
     }
     Target::NoBackend

@@ -44,8 +44,9 @@ const METADATA: Keep = Only(&[
     ("ownerReferences", Only(&[("kind", All), ("name", All), ("controller", All)])),
 ]);
 
-const CONTAINERS: Keep =
-    Only(&[("restartPolicy", All), ("ports", Only(&[("name", All), ("containerPort", All), ("protocol", All)]))]);
+const PORTS: Keep =
+    Only(&[("name", All), ("containerPort", All), ("protocol", All), ("hostPort", All), ("hostIP", All)]);
+const CONTAINERS: Keep = Only(&[("restartPolicy", All), ("ports", PORTS)]);
 
 const POD: Keep = Only(&[
     ("metadata", METADATA),

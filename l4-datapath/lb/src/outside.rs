@@ -6,9 +6,11 @@ use std::net::{IpAddr, SocketAddr};
 use compat_objects::core::{Pod, Service, ServiceSpec};
 use compat_objects::{Fault, HasMeta as _, Kind, ObjectKey, has_ended};
 use ipnet::IpNet;
+use strata_abi::{Backend, ServiceKey, backend_flag, service_flag};
 
 use crate::services::{
-    Compiler, INGRESS, affinity_seconds, external_addresses, port_name, port_number, protocol_number,
+    Compiler, INGRESS, NODE_PORT_ENTRIES, addresses_of, affinity_seconds, external_addresses, port_name, port_number,
+    protocol_number,
 };
 
 /// Where callers knock.
@@ -115,31 +117,41 @@ impl Compiler<'_, '_> {
         }
     }
 
-    /// What this node publishes of its own pods.
-    pub(crate) fn host_ports(&mut self, pod: &Pod, node: &str) {
-        let (Some(spec), Some(status)) = (&pod.spec, &pod.status) else { return };
-        if spec.node_name.as_deref() != Some(node) || spec.host_network == Some(true) || has_ended(pod) {
-            return;
-        }
-        let key = ObjectKey::new(Kind::Pod, pod.namespace(), pod.name());
-        let ips: Vec<IpAddr> = status.pod_ips.iter().flatten().filter_map(|ip| ip.ip.parse().ok()).collect();
-        let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-        for port in containers.flat_map(|container| container.ports.iter().flatten()) {
-            let host_port = port.host_port.and_then(port_number);
-            let (Some(host_port), Some(port_in_pod)) = (host_port, port_number(port.container_port)) else { continue };
-            let Some(proto) = protocol_number(port.protocol.as_deref()) else { continue };
-            let host_ip: Option<IpAddr> = port.host_ip.as_deref().and_then(|ip| ip.parse().ok());
-            let host_ip = host_ip.filter(|ip| !ip.is_unspecified());
-            for ip in ips.iter().filter(|ip| host_ip.is_none_or(|host| host.is_ipv6() == ip.is_ipv6())) {
-                let published = Published { address: host_ip, v6: ip.is_ipv6(), proto, port: host_port };
-                let answer = Outside {
-                    name: format!("{}/{}", pod.namespace(), pod.name()),
-                    backends: vec![SocketAddr::new(*ip, port_in_pod)],
-                    sticky: false,
-                    sources: Vec::new(),
-                };
-                self.publish_outside(&key, "spec.containers.ports.hostPort", published, answer);
+    /// Pods' host ports: this node's for callers outside, and everybody's for callers inside, at their nodes' addresses.
+    pub(crate) fn host_ports(&mut self, node: &str) {
+        let all: Vec<HostPort<'_>> = self.objects.pods().flat_map(|pod| host_ports_of(pod)).collect();
+        let inside_everywhere = all.len() <= NODE_PORT_ENTRIES;
+        for port in all {
+            let local = port.node == node;
+            if local {
+                let published =
+                    Published { address: port.address, v6: port.pod.is_ipv6(), proto: port.proto, port: port.number };
+                let answer =
+                    Outside { name: port.name(), backends: vec![port.pod], sticky: false, sources: Vec::new() };
+                self.publish_outside(&port.key, "spec.containers.ports.hostPort", published, answer);
             }
+            if local || inside_everywhere {
+                self.host_port_inside(&port, local);
+            }
+        }
+    }
+
+    /// Whom a connection goes to is decided at its beginning, as with node ports. If the port is somebody's already, its own
+    /// node's agent says so.
+    fn host_port_inside(&mut self, port: &HostPort<'_>, local: bool) {
+        let flags = if local { backend_flag::LOCAL } else { 0 };
+        let backend_set = self.publish(&[Backend { addr: port.pod.ip().into(), port: port.pod.port(), flags }]);
+        let service =
+            strata_abi::Service { backend_set, backend_count: 1, affinity_seconds: 0, flags: service_flag::OUTSIDE };
+        let objects = self.objects;
+        let of_node = objects.node("", port.node).into_iter().flat_map(|node| addresses_of(node));
+        let addresses: BTreeSet<IpAddr> = match port.address {
+            Some(address) => BTreeSet::from([address]),
+            None => of_node.filter(|address| address.is_ipv6() == port.pod.is_ipv6()).collect(),
+        };
+        for address in addresses {
+            let key = ServiceKey { addr: address.into(), port: port.number, proto: port.proto, _pad: 0 };
+            self.own(key, service, port.name());
         }
     }
 
@@ -152,4 +164,45 @@ impl Compiler<'_, '_> {
             None => drop(self.compiled.outside.insert(published, answer)),
         }
     }
+}
+
+/// A port of a pod's node that leads to the pod, in one address family.
+struct HostPort<'a> {
+    key: ObjectKey,
+    node: &'a str,
+    /// `hostIP`; `None`: any address of the node.
+    address: Option<IpAddr>,
+    number: u16,
+    proto: u8,
+    pod: SocketAddr,
+}
+
+impl HostPort<'_> {
+    fn name(&self) -> String {
+        format!("{}/{}", self.key.namespace, self.key.name)
+    }
+}
+
+fn host_ports_of(pod: &Pod) -> Vec<HostPort<'_>> {
+    let (Some(spec), Some(status)) = (&pod.spec, &pod.status) else { return Vec::new() };
+    let Some(node) = spec.node_name.as_deref().filter(|_| spec.host_network != Some(true) && !has_ended(pod)) else {
+        return Vec::new();
+    };
+    let ips: Vec<IpAddr> = status.pod_ips.iter().flatten().filter_map(|ip| ip.ip.parse().ok()).collect();
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let mut found = Vec::new();
+    for port in containers.flat_map(|container| container.ports.iter().flatten()) {
+        let (Some(number), Some(in_pod)) = (port.host_port.and_then(port_number), port_number(port.container_port))
+        else {
+            continue;
+        };
+        let Some(proto) = protocol_number(port.protocol.as_deref()) else { continue };
+        let address: Option<IpAddr> = port.host_ip.as_deref().and_then(|ip| ip.parse().ok());
+        let address = address.filter(|ip| !ip.is_unspecified());
+        for ip in ips.iter().filter(|ip| address.is_none_or(|host| host.is_ipv6() == ip.is_ipv6())) {
+            let key = ObjectKey::new(Kind::Pod, pod.namespace(), pod.name());
+            found.push(HostPort { key, node, address, number, proto, pod: SocketAddr::new(*ip, in_pod) });
+        }
+    }
+    found
 }

@@ -4,15 +4,15 @@ use std::net::IpAddr;
 
 use compat_objects::core::{Node, Service as Object, ServicePort, ServiceSpec};
 use compat_objects::{Fault, HasMeta as _, Kind, ObjectKey, ObjectSet, internal_addresses};
-use strata_abi::{Addr, Backend, BackendKey, Service, ServiceKey, proto};
+use strata_abi::{Addr, Backend, BackendKey, Service, ServiceKey, proto, service_flag};
 
 use crate::BackendSets;
 use crate::endpoints::Endpoints;
 use crate::outside::{HealthCheck, Outside, Published};
 
-/// Entries that node ports may take for callers inside the cluster. With more nodes and ports only the own node's
-/// addresses get them.
-const NODE_PORT_ENTRIES: usize = 16_384;
+/// Entries that node ports may take for callers inside the cluster, and pods' host ports as many again. With more, only
+/// the own node's addresses get them.
+pub(crate) const NODE_PORT_ENTRIES: usize = 16_384;
 
 /// Kubernetes' default of `sessionAffinityConfig.clientIP.timeoutSeconds`.
 const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
@@ -43,7 +43,7 @@ pub fn compile(objects: &ObjectSet, node: &str, sets: &mut BackendSets) -> Compi
         compiler.service(service);
     }
     objects.services().for_each(|service| compiler.outside(service));
-    objects.pods().for_each(|pod| compiler.host_ports(pod, node));
+    compiler.host_ports(node);
     let used: BTreeSet<u32> = compiler.compiled.services.values().map(|service| service.backend_set).collect();
     compiler.sets.retain(&used);
     compiler.compiled
@@ -54,7 +54,7 @@ pub fn node_addresses(objects: &ObjectSet) -> BTreeSet<IpAddr> {
     objects.nodes().flat_map(|node| addresses_of(node)).collect()
 }
 
-fn addresses_of(node: &Node) -> impl Iterator<Item = IpAddr> {
+pub(crate) fn addresses_of(node: &Node) -> impl Iterator<Item = IpAddr> {
     internal_addresses(node).filter_map(|address| address.parse().ok())
 }
 
@@ -69,7 +69,7 @@ fn nodes_with_ports(objects: &ObjectSet, node: &str) -> BTreeSet<IpAddr> {
 }
 
 pub(crate) struct Compiler<'a, 's> {
-    objects: &'a ObjectSet,
+    pub(crate) objects: &'a ObjectSet,
     pub(crate) endpoints: Endpoints<'a>,
     /// Addresses that node ports are served on.
     nodes: BTreeSet<IpAddr>,
@@ -79,11 +79,12 @@ pub(crate) struct Compiler<'a, 's> {
     owners: BTreeMap<ServiceKey, String>,
 }
 
-/// An address of a service: whether undefined ports of it are refused, and whether only local backends serve it.
+/// An address of a service: whether it is the cluster's own, so that undefined ports of it are refused and the mesh knows it, and
+/// whether only local backends serve it.
 struct Front {
     address: IpAddr,
     field: &'static str,
-    marker: bool,
+    of_cluster: bool,
     local_only: bool,
 }
 
@@ -100,14 +101,16 @@ impl Compiler<'_, '_> {
         let label = format!("{}/{}", service.namespace(), service.name());
         for front in &fronts {
             let addr = Addr::from(front.address);
-            if front.marker {
+            if front.of_cluster {
                 let key = ServiceKey { addr, port: 0, proto: proto::ANY, _pad: 0 };
                 self.insert(service, front.field, key, Service::default(), label.clone());
             }
             for (i, port) in spec.ports.iter().flatten().enumerate() {
                 let field = format!("spec.ports[{i}]");
                 let Some((number, protocol)) = self.port(service, port, &field) else { continue };
+                let flags = if front.of_cluster { 0 } else { service_flag::OUTSIDE };
                 let value = self.balanced(service, port, front.address.is_ipv6(), front.local_only, affinity_seconds);
+                let value = Service { flags, ..value };
                 let key = ServiceKey { addr, port: number, proto: protocol, _pad: 0 };
                 self.insert(service, &field, key, value, port_name(service, port));
             }
@@ -131,6 +134,7 @@ impl Compiler<'_, '_> {
         let Some((_, protocol)) = self.port(service, port, field) else { return };
         for v6 in families {
             let value = self.balanced(service, port, *v6, false, affinity_seconds);
+            let value = Service { flags: service_flag::OUTSIDE, ..value };
             let nodes: Vec<IpAddr> = self.nodes.iter().copied().filter(|node| node.is_ipv6() == *v6).collect();
             for node in nodes {
                 let key = ServiceKey { addr: node.into(), port: number, proto: protocol, _pad: 0 };
@@ -170,10 +174,10 @@ impl Compiler<'_, '_> {
             .map(|address| (address.as_str(), "spec.clusterIPs", true, local_only))
             .chain(external_addresses(service, spec).map(|(address, field)| (address, field, false, false)));
         let mut fronts: Vec<Front> = Vec::new();
-        for (text, field, marker, local_only) in all {
+        for (text, field, of_cluster, local_only) in all {
             match text.parse() {
                 Ok(address) if fronts.iter().all(|front| front.address != address) => {
-                    fronts.push(Front { address, field, marker, local_only });
+                    fronts.push(Front { address, field, of_cluster, local_only });
                 }
                 Ok(_) => {}
                 Err(_) => self.fault(Fault::error, service, field, format!("{text:?} is no IP address")),
@@ -196,7 +200,7 @@ impl Compiler<'_, '_> {
         Some((number, protocol))
     }
 
-    fn publish(&mut self, backends: &[Backend]) -> u32 {
+    pub(crate) fn publish(&mut self, backends: &[Backend]) -> u32 {
         let backend_set = self.sets.number(backends);
         for (slot, backend) in (0..).zip(backends) {
             self.compiled.backends.insert(BackendKey { backend_set, slot }, *backend);
@@ -208,6 +212,14 @@ impl Compiler<'_, '_> {
         if let Some(owner) = self.owners.get(&key) {
             let reason = format!("{owner} has this address and port already; it keeps them");
             self.fault(Fault::error, service, field, reason);
+            return;
+        }
+        self.own(key, value, name);
+    }
+
+    /// Unless somebody has it.
+    pub(crate) fn own(&mut self, key: ServiceKey, value: Service, name: String) {
+        if self.owners.contains_key(&key) {
             return;
         }
         self.owners.insert(key, name.clone());

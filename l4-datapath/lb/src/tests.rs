@@ -4,7 +4,7 @@ use std::path::Path;
 
 use compat_objects::{ObjectSet, read_str};
 use proptest::prelude::*;
-use strata_abi::{Addr, BackendKey, Service, ServiceKey, backend_flag, proto};
+use strata_abi::{Addr, BackendKey, Service, ServiceKey, backend_flag, proto, service_flag};
 
 use super::*;
 
@@ -341,7 +341,11 @@ fn a_node_port_is_served_on_every_node_for_callers_inside() {
     {
         assert_eq!(backends(&compiled, &key(node, 30080, proto::TCP))[0], wanted);
         assert_eq!(compiled.names[&key(node, 30080, proto::TCP)], "shop/web:http");
+        assert_eq!(compiled.services[&key(node, 30080, proto::TCP)].flags, service_flag::OUTSIDE);
     }
+    // The mesh knows the cluster's own addresses and no others.
+    assert_eq!(compiled.services[&key("10.96.0.1", 80, proto::TCP)].flags, 0);
+    assert_eq!(compiled.services[&key("192.0.2.1", 80, proto::TCP)].flags, service_flag::OUTSIDE);
     // Other ports of the node are nobody's but the node's.
     assert!(!compiled.services.contains_key(&key("192.0.2.11", 0, 0)));
     assert_eq!(compiled.faults, vec![]);
@@ -390,13 +394,35 @@ fn a_load_balancers_address_lets_in_whom_its_ranges_name() {
     );
 }
 
+fn with_host_port(name: &str, node: &str, spec: &str, status: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{nodeName: {node}, {spec}}}\nstatus: {{podIPs: [{{ip: 10.0.0.9}}, {{ip: \"fd00::9\"}}]{status}}}\n"
+    )
+}
+
+#[test]
+fn pods_come_to_host_ports_of_every_node() {
+    let nodes = ["11", "12"].map(|last| {
+        format!(
+            "---\napiVersion: v1\nkind: Node\nmetadata: {{name: node-{last}}}\nstatus: {{addresses: [{{type: InternalIP, address: 192.0.2.{last}}}, {{type: InternalIP, address: \"2001:db8::{last}\"}}]}}\n"
+        )
+    });
+    let port = "containers: [{name: c, ports: [{containerPort: 8126, hostPort: 8125, protocol: UDP}]}]";
+    let yaml = format!("{}{}", nodes.concat(), with_host_port("a", "node-11", port, ""));
+    let seen = |node: &str| {
+        let compiled = compile(&objects(yaml.trim_start_matches("---\n")), node, &mut BackendSets::default());
+        assert!(compiled.services.values().all(|service| service.flags == service_flag::OUTSIDE));
+        let keys = [("192.0.2.11", 8125), ("2001:db8::11", 8125)].map(|(ip, port)| key(ip, port, proto::UDP));
+        assert_eq!(compiled.services.keys().copied().collect::<BTreeSet<_>>(), BTreeSet::from(keys));
+        keys.map(|key| backends(&compiled, &key).join(" "))
+    };
+    assert_eq!(seen("node-11"), ["10.0.0.9:8126*", "fd00::9:8126*"]);
+    assert_eq!(seen("node-12"), ["10.0.0.9:8126", "fd00::9:8126"]);
+}
+
 #[test]
 fn host_ports_lead_to_this_nodes_pods_and_the_first_to_claim_one_keeps_it() {
-    let pod = |name: &str, node: &str, spec: &str, status: &str| {
-        format!(
-            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{nodeName: {node}, {spec}}}\nstatus: {{podIPs: [{{ip: 10.0.0.9}}, {{ip: \"fd00::9\"}}]{status}}}\n"
-        )
-    };
+    let pod = with_host_port;
     let ports = |port: &str| format!("containers: [{{name: c, ports: [{{containerPort: 53, {port}}}]}}]");
     let compiled =
         |pods: &str| compile(&objects(pods.trim_start_matches("---\n")), "node-a", &mut BackendSets::default());

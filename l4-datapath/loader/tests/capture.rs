@@ -16,7 +16,7 @@ use l4_loader::Features;
 use socket2::{Domain, Socket, Type};
 use strata_abi::{
     Addr, Backend, BackendKey, DropReason, FlowEvent, Grant, GrantKey, ListenerKey, PolicyEntry, PolicyKey, Prefix,
-    Service, ServiceKey, Verdict, direction, hook, listener, policy_verdict, proto, stat,
+    Service, ServiceKey, Verdict, direction, hook, listener, policy_verdict, proto, service_flag, stat,
 };
 use support::net::{World, inside};
 
@@ -218,6 +218,35 @@ fn queries_to_a_resolver_are_answered_inside_the_pod() {
     // Without the proxy names are the resolver's.
     here.into_iter().for_each(Answering::end);
     ask_all(&mut client, "hello");
+}
+
+#[test]
+fn a_nodes_port_is_steered_as_the_backend_it_leads_to() {
+    let world = World::new("nodeport", 2);
+    let maps = world.datapath.maps();
+    let (server4, server6) = (world.pods[1].v4, world.pods[1].v6);
+    let node: [(std::net::IpAddr, std::net::IpAddr); 2] =
+        [("192.0.2.11".parse().unwrap(), server4.into()), ("2001:db8::11".parse().unwrap(), server6.into())];
+    for (backend_set, (node, server)) in (1..).zip(node) {
+        let backend = Backend { addr: server.into(), port: 8080, flags: 1 };
+        maps.backends.insert(&BackendKey { backend_set, slot: 0 }, &backend).expect("BACKENDS");
+        let key = ServiceKey { addr: node.into(), port: 30080, proto: proto::TCP, _pad: 0 };
+        let service = Service { backend_set, backend_count: 1, affinity_seconds: 0, flags: service_flag::OUTSIDE };
+        maps.services.insert(&key, &service).expect("SERVICES");
+    }
+    let _listeners = listeners(&world, 0);
+    world.enroll(0);
+    let mut client = world.app(0);
+    // The proxy sees the backend, the application whom it called.
+    for (called, server) in [
+        ("192.0.2.11:30080", format!("{server4}:8080")),
+        ("[2001:db8::11]:30080", format!("[{server6}]:8080")),
+        ("[::ffff:192.0.2.11]:30080", format!("{server4}:8080")),
+    ] {
+        let said = client.run(&format!("tcp {called}"));
+        assert!(said.starts_with(&format!("connected={called} outbound ")), "{said}");
+        assert!(said.ends_with(&format!("local={server}")), "{said}");
+    }
 }
 
 #[test]

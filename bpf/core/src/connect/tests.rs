@@ -1,4 +1,6 @@
-use strata_abi::{DropReason, PolicyKey, Verdict, direction, pod_flag, policy_verdict, proto};
+use strata_abi::{
+    DropReason, PolicyKey, ServiceKey, Verdict, direction, pod_flag, policy_verdict, proto, service_flag,
+};
 
 use super::*;
 use crate::testing::{Tables, addr, pod};
@@ -137,6 +139,22 @@ fn meshed_calls_are_steered() {
     // UDP is as if unmeshed.
     let d = ask(&tables, &Ask { proto: proto::UDP, ..MESHED }, "10.96.0.1", 53);
     assert_eq!(d.action, Action::Rewrite);
+}
+
+#[test]
+fn meshed_calls_to_addresses_the_mesh_does_not_know_are_led_to_the_backend() {
+    let mut tables = tables();
+    tables.add_service("192.0.2.11", 30080, proto::TCP, 5, &[("10.0.0.2", 8080)]);
+    let key = ServiceKey { addr: addr("192.0.2.11"), port: 30080, proto: proto::TCP, _pad: 0 };
+    tables.services.get_mut(&key).unwrap().flags = service_flag::OUTSIDE;
+    let d = ask(&tables, &MESHED, "192.0.2.11", 30080);
+    assert_eq!((d.action, d.verdict), (Action::Lead, Verdict::Redirected));
+    assert_eq!((d.dst, d.dst_port), (addr("10.0.0.2"), 8080));
+    assert_eq!(ask(&tables, &PLAIN, "192.0.2.11", 30080).action, Action::Rewrite);
+    tables.add_grant("10.0.0.1", "10.0.0.2", 8080);
+    assert_eq!(ask(&tables, &MESHED, "192.0.2.11", 30080).action, Action::Rewrite);
+    isolate(&mut tables, SERVER, direction::INGRESS);
+    assert_eq!(ask(&tables, &MESHED, "192.0.2.11", 30080).action, Action::Refuse(errno::EPERM));
 }
 
 #[test]

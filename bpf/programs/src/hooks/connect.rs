@@ -113,7 +113,13 @@ fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
             report(ctx, &asked, &decision, hook::CONNECT);
             ALLOW
         }
-        Action::Steer => {
+        Action::Steer | Action::Lead => {
+            if matches!(decision.action, Action::Lead) {
+                if !point::<F>(ctx, &decision.dst, decision.dst_port) {
+                    return refuse(ctx, &asked, &decision, errno::ECONNREFUSED, hook::CONNECT);
+                }
+                remember(ctx, &asked, &decision);
+            }
             if !steer(ctx) {
                 return refuse(ctx, &asked, &decision, errno::EPERM, hook::CONNECT);
             }
@@ -131,7 +137,7 @@ fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
     let Some(asked) = asked::<F>(ctx) else { return ALLOW };
     let decision = ask(&asked);
     match decision.action {
-        Action::Ignore | Action::Pass | Action::Steer => ALLOW,
+        Action::Ignore | Action::Pass | Action::Steer | Action::Lead => ALLOW,
         Action::Rewrite => {
             if !point::<F>(ctx, &decision.dst, decision.dst_port) {
                 return refuse(ctx, &asked, &decision, errno::ECONNREFUSED, hook::SENDMSG);

@@ -79,7 +79,7 @@ fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
 fn ask<F: Family>(ctx: &SockAddrContext, resolver: Addr, protocol: u32, netns_cookie: u64) -> i32 {
     let proto = if protocol == IPPROTO_UDP { proto::UDP } else { proto::TCP };
     match service::resolve(&Kernel, &resolver, DNS_PORT, proto, netns_cookie) {
-        Target::Backend(backend) => {
+        Target::Backend(backend) | Target::Outside(backend) => {
             point::<F>(ctx, &backend.addr, backend.port);
         }
         Target::Plain => {}

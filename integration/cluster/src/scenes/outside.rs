@@ -11,8 +11,8 @@ pub(super) const SCENE: Own = Own {
     number: 18,
     title: "In from outside, and out",
     expect: "a caller outside the cluster reaches payments at a NodePort of every node, with its own address where the pod is the \
-             node's own; with externalTrafficPolicy Local each node leads to its own pods only; pods use NodePorts too; what \
-             pods send outside comes from their node's address",
+             node's own; with externalTrafficPolicy Local each node leads to its own pods only; pods use NodePorts and hostPorts \
+             too, meshed ones as well, under STRICT; what pods send outside comes from their node's address",
     play,
 };
 
@@ -57,6 +57,7 @@ fn play(act: &mut Act<'_>) -> Result<()> {
     let call = act.call("outside/gateway-1", &format!("http://{}:30080/ --count 60 --new-connection", NODES[0].1))?;
     let detail = format!("{:?}; {}", call.servers, call.brief());
     act.check("pods use NodePorts too", call.ok == 60 && servers(&call) == all(&ALL), detail);
+    host_port(act)?;
 
     act.type_this(format!("in outside/gateway-1: curl http://{WORLD_GATEWAY}:8080/"));
     let call = act.call("outside/gateway-1", &format!("http://{WORLD_GATEWAY}:8080/"))?;
@@ -64,6 +65,31 @@ fn play(act: &mut Act<'_>) -> Result<()> {
     let masqueraded = NODES.iter().any(|(_, address, _)| *address == peer);
     act.check("what pods send outside comes from their node's address", call.ok == 1 && masqueraded, peer);
     Ok(())
+}
+
+/// A pod at a port of its node, for callers outside, pods, and pods of the mesh.
+fn host_port(act: &mut Act<'_>) -> Result<()> {
+    act.place("cluster/host-port")?;
+    let url = format!("http://{}:8126/", NODES[1].1);
+    act.wait("the hostPort to answer", |act| Ok(act.cluster.call_from_outside(&url)?.ok == 1))?;
+    let outside = act.cluster.call_from_outside(&url)?;
+    act.check("a caller outside reaches a hostPort", outside.ok == 1, outside.brief());
+    act.meshed()?;
+    act.place("scenes/strict")?;
+    for (pod, kind) in [("outside/gateway-1", "pods"), ("shop/checkout-1", "meshed pods")] {
+        let call = act.call(pod, &format!("{url} --count 10 --new-connection --timeout 2s"))?;
+        act.check(&format!("{kind} reach the hostPort"), call.ok == 10, format!("from {pod}: {}", call.brief()));
+    }
+    let url = format!("http://{}:30080/ --count 60 --new-connection --timeout 2s", NODES[0].1);
+    let call = act.call("shop/checkout-1", &url)?;
+    let detail = format!("{:?}; {}", call.servers, call.brief());
+    act.check(
+        "meshed pods use NodePorts, with mutual TLS to the pod",
+        call.ok == 60 && servers(&call) == all(&ALL),
+        detail,
+    );
+    act.remove("scenes/strict")?;
+    act.remove("scenes/ambient")
 }
 
 fn all(names: &[&str]) -> BTreeSet<String> {

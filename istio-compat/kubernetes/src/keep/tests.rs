@@ -36,7 +36,7 @@ fn pod() -> Value {
             ],
             "containers": [
                 {"name": "web", "image": "x", "env": [{"name": "A", "value": "secret"}], "livenessProbe": {"httpGet": {"port": 1}},
-                 "ports": [{"name": "http", "containerPort": 8080, "protocol": "TCP", "hostPort": 3}]},
+                 "ports": [{"name": "http", "containerPort": 8080, "protocol": "TCP", "hostPort": 3, "hostIP": "192.0.2.1"}]},
                 {"name": "quiet", "image": "y"},
             ],
         },
@@ -73,7 +73,7 @@ fn a_pod_keeps_what_is_read_and_nothing_else() {
         "spec": {
             "nodeName": "n1", "serviceAccountName": "web",
             "initContainers": [{"restartPolicy": "Always", "ports": [{"name": "side", "containerPort": 99}]}],
-            "containers": [{"ports": [{"name": "http", "containerPort": 8080, "protocol": "TCP"}]}],
+            "containers": [{"ports": [{"name": "http", "containerPort": 8080, "protocol": "TCP", "hostPort": 3, "hostIP": "192.0.2.1"}]}],
         },
         "status": {
             "phase": "Running", "podIP": "10.1.0.5", "podIPs": [{"ip": "10.1.0.5"}],
