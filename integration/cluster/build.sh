@@ -56,7 +56,7 @@ compile() {
 
 minor=${KUBERNETES_VERSION#v1.}; minor=${minor%%.*}
 
-# --- Kubernetes: API server, controller-manager, scheduler and kubelet in one binary ------------------------------
+# --- Kubernetes: API server, controller-manager, scheduler, kubelet and kube-proxy in one binary ------------------
 kube() {
   local package=k8s.io/component-base/version
   compile kube -o "$cluster/bin/kube" -ldflags "-s -w -X $package.gitVersion=$KUBERNETES_VERSION -X $package.gitMajor=1 -X $package.gitMinor=$minor -X $package.gitTreeState=clean" .
@@ -72,7 +72,7 @@ part containerd "$(key "$have" "$here"/go/containerd/{go.mod,go.sum} "$(declare 
 runc() { CGO_ENABLED=0 compile runc -o "$cluster/bin/strata-runc" -ldflags '-s -w' .; }
 part runc "$(key "$have" "$here"/go/runc/{go.mod,main.go} "$(declare -f runc)")" runc
 
-# --- istiod, istioctl, helm, CoreDNS, what istio-cni does in pods: static, since two of them go into images --------
+# --- istiod, istioctl, istio-cni, helm, CoreDNS: static, since some of them go into images -------------------------
 mesh() {
   # What their own release builds put in: who they are, and for Helm which Kubernetes charts are rendered for.
   local flags="-s -w -X istio.io/istio/pkg/version.buildVersion=$ISTIO_RELEASE -X helm.sh/helm/v3/internal/version.version=$HELM_VERSION" package

@@ -13,6 +13,7 @@ debian=$cluster/debian        # unpacked Debian packages
 
 NODES=${NODES:-a b}           # one letter a node: a is 10.99.0.11, b is 10.99.0.12 …
 CNI=${CNI:-}                  # empty: nodes are NotReady until somebody (Strata's agent) writes a CNI configuration; ptp: Debian's plugin
+SERVICES=${SERVICES:-}          # empty: nobody answers at Services until Strata does; kube-proxy: Kubernetes' own, by nftables
 CONTROL=${CONTROL:-istiod}    # who configures the mesh: istiod, or embedded: strata-control, installed with Strata's chart
 bridge=strata0
 host_ip=10.99.0.1             # of the bridge: the API server, etcd and this machine as the nodes see it
@@ -26,6 +27,8 @@ dns_ip=10.96.0.10
 node_ip() { printf '10.99.0.%d' $((10 + $(printf '%d' "'$1") - 96)); }
 node_ip6() { printf 'fd00:99::%d' $((10 + $(printf '%d' "'$1") - 96)); }
 host_ip6=fd00:99::1
+# Until somebody serves Services, pods that need the API server are told where it really is.
+unserved() { [ "$CNI" = ptp ] && [ -z "$SERVICES" ]; }
 
 export KUBECONFIG=$run/admin.kubeconfig
 export PATH=$cluster/bin:$PATH:$HOME/.cargo/bin

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # images.sh [cluster|strata]...: builds the images of the test cluster and imports the changed ones into every running node.
-# cluster: pause, CoreDNS, istiod. strata: our own, from ${STRATA_BIN:-target/debug}, and Istio's bookinfo sample played by
+# cluster: pause, CoreDNS, istiod, istio-cni. strata: our own, from ${STRATA_BIN:-target/debug}, and Istio's bookinfo sample played by
 # strata-echo. Without an argument both. After `cargo build` this is what brings new binaries to the nodes; it takes seconds, and
 # pods made from then on run them (`kubectl rollout restart` replaces those that run).
 set -euo pipefail
@@ -16,13 +16,27 @@ plan=()
 # image NAME OPTIONS...: see mkimage.py.
 image() { plan+=(--image "$@"); }
 
+# libraries BINARY...: the --file options for the shared libraries (and loader) these need.
+libraries() {
+  local name
+  for name; do ldd "$name"; done | awk '$2 == "=>" { print $3; next } $1 ~ /^\// { print $1 }' | sort -u |
+    while read -r name; do printf -- '--file\n%s:%s\n' "$name" "$name"; done
+}
+
 cluster_images() {
+  local iptables=/usr/sbin/xtables-nft-multi name options
   [ "$cluster/pause" -nt "$here/images/pause.c" ] || gcc -Os -static -s -o "$cluster/pause" "$here/images/pause.c"
   image ks.local/pause:1 --file "$cluster/pause:/pause" --entrypoint /pause
   image ks.local/coredns:1 --file "$cluster/bin/coredns:/coredns" --entrypoint /coredns
   # The roots are for JWT keys that istiod fetches on behalf of its users.
   image ks.local/pilot:1 --file "$cluster/bin/pilot-discovery:/usr/local/bin/pilot-discovery" \
     --file /etc/ssl/certs/ca-certificates.crt:/etc/ssl/certs/ca-certificates.crt:644 --user 1337:1337 --entrypoint /usr/local/bin/pilot-discovery
+  # Where Istio's Dockerfile puts its programs, and of a distribution what they run.
+  mapfile -t options < <(libraries $iptables)
+  for name in $(dpkg -L iptables | grep '/xtables/.*\.so$'); do options+=(--file "$name:$name"); done
+  for name in {ip,ip6}tables-nft{,-save,-restore}; do options+=(--link "xtables-nft-multi:/usr/sbin/$name"); done
+  image ks.local/install-cni:1 --file "$cluster/bin/install-cni:/usr/local/bin/install-cni" --file "$cluster/bin/istio-cni:/opt/cni/bin/istio-cni" \
+    --file "$iptables:$iptables" "${options[@]}" --env PATH=/usr/local/bin:/usr/sbin:/opt/cni/bin --entrypoint /usr/local/bin/install-cni
 }
 
 # strip_debug NAME: a copy of a binary without debug information, ten times smaller; only when the binary is another one.
@@ -39,8 +53,7 @@ strip_debug() {
 with_libraries() {
   local name
   for name; do printf -- '--file\n%s:/usr/local/bin/%s\n' "$stripped/$name" "$name"; done
-  for name; do ldd "$stripped/$name"; done | awk '$2 == "=>" { print $3; next } $1 ~ /^\// { print $1 }' | sort -u |
-    while read -r name; do printf -- '--file\n%s:%s\n' "$name" "$name"; done
+  libraries "${@/#/$stripped/}"
 }
 
 # The CNI plugin is copied to the node and runs there, among libraries nobody knows: it is static, and its own build.

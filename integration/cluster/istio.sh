@@ -14,9 +14,8 @@ for file in "$cluster"/gateway-api/config/crd/experimental/gateway.*.yaml; do pr
 
 options=(--namespace istio-system --create-namespace --set profile=ambient)
 [ "${1:-}" != --wait ] || options+=(--wait --timeout 120s)
-# Without anyone to serve the ClusterIP of the API server (CNI=ptp) istiod is told the real address.
 direct=()
-if [ "$CNI" = ptp ]; then direct=(--set-string "env.KUBERNETES_SERVICE_HOST=$host_ip,env.KUBERNETES_SERVICE_PORT=$api_port"); fi
+if unserved; then direct=(--set-string "env.KUBERNETES_SERVICE_HOST=$host_ip,env.KUBERNETES_SERVICE_PORT=$api_port"); fi
 # install RELEASE CHART OPTIONS...: shows Helm's complaints, not its notes.
 install() {
   note "$1"

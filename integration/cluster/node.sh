@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# node.sh N: starts node N (a letter): writes the configuration of its containerd and kubelet and runs both in namespaces of their
-# own. Also what boots a node again whose init was killed: its disk stays in $STRATA_CLUSTER_DIR/node/N.
+# node.sh N: starts node N (a letter): writes the configuration of its containerd and kubelet (and kube-proxy, if it is asked for) and runs
+# them in namespaces of their own. Also what boots a node again whose init was killed: its disk stays in $STRATA_CLUSTER_DIR/node/N.
 #
 # A node is a network namespace (made by up.sh) plus mount, UTS, IPC, PID and cgroup namespaces. Its root is an overlay over this
 # machine's with /run, /proc, /sys, bpffs and cgroups of its own, so every path in it is the standard one and hostPath, hostPID
@@ -53,6 +53,7 @@ inside() {
   { until [ -S /run/containerd/containerd.sock ] && [ -f "$run/api-ready" ]; do sleep 0.1; done
     forever kubelet kube kubelet --config "$node/kubelet.yaml" --kubeconfig "$run/node-$n.kubeconfig" --hostname-override "node-$n" \
       --node-ip "$(node_ip "$n"),$(node_ip6 "$n")" --root-dir /var/lib/kubelet --cert-dir /var/lib/kubelet/pki; } &
+  [ -z "$SERVICES" ] || forever kube-proxy kube kube-proxy --config "$node/kube-proxy.yaml" --hostname-override "node-$n" &
   exec "$debian/usr/bin/tini-static" -- sleep infinity            # init: reaps what the shims leave behind
 }
 
@@ -108,6 +109,17 @@ syncFrequency: 10s
 imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: 100Mi, nodefs.available: 1%, imagefs.available: 1%}
 logging: {verbosity: 2}
+YAML
+  # The numbers for conntrack belong to the whole machine.
+  cat > "$node/kube-proxy.yaml" <<YAML
+apiVersion: kubeproxy.config.k8s.io/v1alpha1
+kind: KubeProxyConfiguration
+mode: nftables
+clientConnection: {kubeconfig: $run/kube-proxy.kubeconfig}
+clusterCIDR: $pod_cidr,$pod_cidr6
+conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
+metricsBindAddress: $(node_ip "$n"):10249
+healthzBindAddress: $(node_ip "$n"):10256
 YAML
 }
 

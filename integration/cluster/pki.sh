@@ -1,5 +1,5 @@
 # Keys, certificates and kubeconfigs, as kubeadm lays them out: one CA; the API server's serving certificate; client certificates for
-# the administrator, controller-manager, scheduler and kubelets; serving certificates of the kubelets. Sourced by up.sh.
+# the administrator, controller-manager, scheduler, kube-proxy and kubelets; serving certificates of the kubelets. Sourced by up.sh.
 # shellcheck shell=bash
 # shellcheck disable=SC2154
 
@@ -42,9 +42,11 @@ make_pki() {
   sign admin /O=system:masters/CN=admin
   sign controller-manager /CN=system:kube-controller-manager
   sign scheduler /CN=system:kube-scheduler
+  sign kube-proxy /CN=system:kube-proxy
   kubeconfig "$KUBECONFIG" admin
   kubeconfig "$run/controller-manager.kubeconfig" controller-manager
   kubeconfig "$run/scheduler.kubeconfig" scheduler
+  kubeconfig "$run/kube-proxy.kubeconfig" kube-proxy
   local n
   for n in $NODES; do
     sign "node-$n" "/O=system:nodes/CN=system:node:node-$n" "IP:$(node_ip "$n"),DNS:node-$n"

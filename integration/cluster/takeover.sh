@@ -11,16 +11,8 @@ export CONTROL=embedded
 
 kubectl delete namespace takeover --ignore-not-found --timeout=120s > /dev/null
 meshed takeover server:node-b client:node-a
-kubectl -n takeover apply -f - > /dev/null <<'YAML'
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: server}
-spec:
-  hosts: [server]
-  http: [{match: [{uri: {exact: /governed}}], directResponse: {status: 418}}, {route: [{destination: {host: server}}]}]
-YAML
-governed() { timeout 20 kubectl -n takeover exec client -- strata-echo call http://server.takeover:8080/governed --timeout 3s | grep -q '"418": *1'; }
-check "requests are governed" eventually governed
+govern takeover
+check "requests are governed" eventually governed takeover
 root() { kubectl -n takeover get configmap istio-ca-root-cert -o 'jsonpath={.data.root-cert\.pem}'; }
 before=$(root)
 same_root() { [ "$(root)" = "$before" ]; }
@@ -63,10 +55,10 @@ say "an istiod takes over"
 traffic_during "from strata-control to istiod" takeover server.takeover.svc.cluster.local to_istiod
 check "the root is the same" same_root
 sandbox takeover later:node-b
-check "requests are governed as before" eventually governed
+check "requests are governed as before" eventually governed takeover
 say "and strata-control takes over again"
 traffic_during "from istiod to strata-control" takeover server.takeover.svc.cluster.local to_strata
 check "the root is the same" same_root
-check "requests are governed as before" eventually governed
+check "requests are governed as before" eventually governed takeover
 kubectl delete namespace takeover --wait=false > /dev/null
 exit $failures

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # test.sh: what only a real cluster can show. Brings the cluster up, has its API server read the chart, plays every scene, upgrades
-# and removes Strata; the same cluster anew with another CNI and Strata behind it, and without istiod, which then takes over; and takes it away (KEEP=1
-# leaves it). What needs no cluster is in offline.sh.
+# and removes Strata; the same cluster anew with another CNI and Strata behind it, with istio-cni and our proxy alone, and without istiod, which then
+# takes over; and takes it away (KEEP=1 leaves it). What needs no cluster is in offline.sh.
 set -euo pipefail
 # shellcheck source=env.sh
 . "$(dirname "$0")/env.sh"
@@ -30,6 +30,9 @@ say "upgrade, rollback, uninstall"
 "$here/down.sh" --wipe
 say "behind another CNI"
 "$here/chained.sh"
+"$here/down.sh" --wipe
+say "Istio's ambient mode with our proxy"
+"$here/istio-cni.sh"
 "$here/down.sh" --wipe
 say "without istiod"
 "$here/embedded.sh"

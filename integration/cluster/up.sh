@@ -8,6 +8,8 @@ set -euo pipefail
 . "$here/pki.sh"
 [ "$(id -u)" = 0 ] || die "needs root: it makes network namespaces and mounts"
 [ -x "$cluster/bin/kubectl" ] || die "nothing is built in $cluster: run build.sh (or make cluster)"
+case $CNI in '' | ptp) ;; *) die "CNI=$CNI: only ptp, or nothing" ;; esac
+case $SERVICES in '' | kube-proxy) ;; *) die "SERVICES=$SERVICES: only kube-proxy, or nothing" ;; esac
 mkdir -p "$run"
 make_pki
 
@@ -72,7 +74,7 @@ done
 "$here/images.sh" cluster
 
 # --- a CNI of somebody else's, if asked for ------------------------------------------------------------------------
-# CNI=ptp: Debian's plugin with static routes between the nodes. No one serves Services then, unless Strata is chained behind it.
+# CNI=ptp: Debian's plugin with static routes between the nodes.
 ptp() {
   local m range
   range=$(kubectl get node "node-$1" -o 'jsonpath={.spec.podCIDR}')
@@ -82,16 +84,14 @@ ptp() {
   "ipam": {"type": "host-local", "dataDir": "/run/cni-ipam", "ranges": [[{"subnet": "$range"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}
 JSON
 }
-case $CNI in
-  '') ;;
-  ptp) for n in $NODES; do ptp "$n"; done; kubectl wait --for=condition=Ready node --all --timeout=60s > /dev/null ;;
-  *) die "CNI=$CNI: only ptp, or nothing" ;;
-esac
+if [ "$CNI" = ptp ]; then
+  for n in $NODES; do ptp "$n"; done
+  kubectl wait --for=condition=Ready node --all --timeout=60s > /dev/null
+fi
 
 # --- CoreDNS -------------------------------------------------------------------------------------------------------
 kubectl apply --server-side --force-conflicts -f "$here/config/coredns.yaml" > /dev/null
-# Without anyone to serve the ClusterIP of the API server its pods are told the real address.
-if [ "$CNI" = ptp ]; then kubectl -n kube-system set env deployment/coredns KUBERNETES_SERVICE_HOST=$host_ip KUBERNETES_SERVICE_PORT=$api_port > /dev/null; fi
+if unserved; then kubectl -n kube-system set env deployment/coredns KUBERNETES_SERVICE_HOST=$host_ip KUBERNETES_SERVICE_PORT=$api_port > /dev/null; fi
 
 say "up: $(kubectl get nodes --no-headers | awk '{ printf "%s %s  ", $1, $2 }')"
 cat <<TEXT
