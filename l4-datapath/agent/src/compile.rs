@@ -9,7 +9,7 @@ use l4_policy::IdentityAllocator;
 
 /// Kinds that policy is made of.
 const OF_POLICY: [Kind; 4] = [Kind::Pod, Kind::Namespace, Kind::NetworkPolicy, Kind::Node];
-/// Kinds that services are made of, besides this node's zone, its pods' addresses and ports, and the nodes' addresses.
+/// Kinds that services are made of, besides this node's zone, its pods' addresses, the nodes' addresses, and pods' host ports.
 const OF_SERVICES: [Kind; 2] = [Kind::Service, Kind::EndpointSlice];
 
 /// What one compilation was made of and gave.
@@ -20,6 +20,7 @@ pub(crate) struct Output {
     local: BTreeSet<IpAddr>,
     /// Addresses of all nodes.
     nodes: BTreeSet<IpAddr>,
+    host_ports: Vec<l4_lb::HostPort>,
     pub(crate) policy: Arc<l4_policy::Compiled>,
     pub(crate) services: Arc<l4_lb::Compiled>,
     pub(crate) allocator: Arc<IdentityAllocator>,
@@ -63,19 +64,24 @@ impl Compiler {
             Some(last) if same(last, &[Kind::Node]) => last.nodes.clone(),
             _ => l4_lb::node_addresses(objects),
         };
+        let host_ports = match &self.last {
+            Some(last) if same(last, &[Kind::Pod]) => last.host_ports.clone(),
+            _ => l4_lb::host_ports(objects),
+        };
         let own = |objects: &ObjectSet| objects.node("", &self.node).cloned();
         let services = match &self.last {
             Some(last)
                 if same(last, &OF_SERVICES)
                     && last.local == local
                     && last.nodes == nodes
+                    && last.host_ports == host_ports
                     && same_node(own(&last.objects).as_ref(), own(objects).as_ref()) =>
             {
                 last.services.clone()
             }
             _ => Arc::new(l4_lb::compile(objects, &self.node, &mut self.sets)),
         };
-        let output = Output { objects: objects.clone(), local, nodes, policy, services, allocator };
+        let output = Output { objects: objects.clone(), local, nodes, host_ports, policy, services, allocator };
         self.last = Some(output.clone());
         Ok(output)
     }

@@ -10,7 +10,7 @@ mod outside;
 mod services;
 
 pub use backend_sets::BackendSets;
-pub use outside::{HealthCheck, Outside, Published};
+pub use outside::{HealthCheck, HostPort, Outside, Published, host_ports};
 pub use services::{Compiled, compile, node_addresses};
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use compat_objects::core::{Pod, Service, ServiceSpec};
-use compat_objects::{Fault, HasMeta as _, Kind, ObjectKey, has_ended};
+use compat_objects::{Fault, HasMeta as _, Kind, ObjectKey, ObjectSet, has_ended};
 use ipnet::IpNet;
 use strata_abi::{Backend, ServiceKey, backend_flag, service_flag};
 
@@ -119,7 +119,7 @@ impl Compiler<'_, '_> {
 
     /// Pods' host ports: this node's for callers outside, and everybody's for callers inside, at their nodes' addresses.
     pub(crate) fn host_ports(&mut self, node: &str) {
-        let all: Vec<HostPort<'_>> = self.objects.pods().flat_map(|pod| host_ports_of(pod)).collect();
+        let all = host_ports(self.objects);
         let inside_everywhere = all.len() <= NODE_PORT_ENTRIES;
         for port in all {
             let local = port.node == node;
@@ -138,13 +138,13 @@ impl Compiler<'_, '_> {
 
     /// Whom a connection goes to is decided at its beginning, as with node ports. If the port is somebody's already, its own
     /// node's agent says so.
-    fn host_port_inside(&mut self, port: &HostPort<'_>, local: bool) {
+    fn host_port_inside(&mut self, port: &HostPort, local: bool) {
         let flags = if local { backend_flag::LOCAL } else { 0 };
         let backend_set = self.publish(&[Backend { addr: port.pod.ip().into(), port: port.pod.port(), flags }]);
         let service =
             strata_abi::Service { backend_set, backend_count: 1, affinity_seconds: 0, flags: service_flag::OUTSIDE };
         let objects = self.objects;
-        let of_node = objects.node("", port.node).into_iter().flat_map(|node| addresses_of(node));
+        let of_node = objects.node("", &port.node).into_iter().flat_map(|node| addresses_of(node));
         let addresses: BTreeSet<IpAddr> = match port.address {
             Some(address) => BTreeSet::from([address]),
             None => of_node.filter(|address| address.is_ipv6() == port.pod.is_ipv6()).collect(),
@@ -167,9 +167,10 @@ impl Compiler<'_, '_> {
 }
 
 /// A port of a pod's node that leads to the pod, in one address family.
-struct HostPort<'a> {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
     key: ObjectKey,
-    node: &'a str,
+    node: String,
     /// `hostIP`; `None`: any address of the node.
     address: Option<IpAddr>,
     number: u16,
@@ -177,13 +178,18 @@ struct HostPort<'a> {
     pod: SocketAddr,
 }
 
-impl HostPort<'_> {
+impl HostPort {
     fn name(&self) -> String {
         format!("{}/{}", self.key.namespace, self.key.name)
     }
 }
 
-fn host_ports_of(pod: &Pod) -> Vec<HostPort<'_>> {
+/// Those of all nodes' pods.
+pub fn host_ports(objects: &ObjectSet) -> Vec<HostPort> {
+    objects.pods().flat_map(|pod| host_ports_of(pod)).collect()
+}
+
+fn host_ports_of(pod: &Pod) -> Vec<HostPort> {
     let (Some(spec), Some(status)) = (&pod.spec, &pod.status) else { return Vec::new() };
     let Some(node) = spec.node_name.as_deref().filter(|_| spec.host_network != Some(true) && !has_ended(pod)) else {
         return Vec::new();
@@ -201,7 +207,14 @@ fn host_ports_of(pod: &Pod) -> Vec<HostPort<'_>> {
         let address = address.filter(|ip| !ip.is_unspecified());
         for ip in ips.iter().filter(|ip| address.is_none_or(|host| host.is_ipv6() == ip.is_ipv6())) {
             let key = ObjectKey::new(Kind::Pod, pod.namespace(), pod.name());
-            found.push(HostPort { key, node, address, number, proto, pod: SocketAddr::new(*ip, in_pod) });
+            found.push(HostPort {
+                key,
+                node: node.to_owned(),
+                address,
+                number,
+                proto,
+                pod: SocketAddr::new(*ip, in_pod),
+            });
         }
     }
     found

@@ -92,6 +92,16 @@ fn only_what_changed_is_compiled_again() {
     assert!(Arc::ptr_eq(&own_pod.policy, &service.policy) && !Arc::ptr_eq(&own_pod.services, &service.services));
     assert!(service.services.services.len() < own_pod.services.services.len());
 
+    // A host port elsewhere: its callers here are led there.
+    let mut elsewhere = pod(1002, "n2", "new");
+    let port = ContainerPort { container_port: 8080, host_port: Some(8126), ..ContainerPort::default() };
+    let container = Container { ports: Some(vec![port]), ..Container::default() };
+    elsewhere.spec.as_mut().unwrap().containers = vec![container];
+    objects.insert(Object::from(elsewhere), None);
+    let host_port = compiler.compile(&objects, CAPACITY, &service.allocator).unwrap();
+    assert!(!Arc::ptr_eq(&service.services, &host_port.services));
+    let service = host_port;
+
     // This node's zone is a hint's; another node's is not.
     for (name, differs) in [("n2", false), ("n1", true)] {
         let zone = [("topology.kubernetes.io/zone", "z")];
