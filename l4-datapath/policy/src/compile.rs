@@ -202,7 +202,8 @@ fn one_peer(peer: &NetworkPolicyPeer, namespace: &str, network: &Network) -> Res
             .cidrs
             .iter()
             .filter(|(cidr, _)| whole.contains(cidr) && !except.iter().any(|except| except.contains(cidr)));
-        return Ok(inside.map(|(_, id)| *id).collect());
+        let pods = network.pods.iter().filter(|(traits, _)| traits.is_in(&whole, &except));
+        return Ok(inside.map(|(_, id)| *id).chain(pods.map(|(_, id)| *id)).collect());
     }
     let at = |name: &'static str| move |(field, reason): (String, String)| (format!("{name}.{field}"), reason);
     let pods = peer.pod_selector.as_ref().map(Selector::compile).transpose().map_err(at("podSelector"))?;

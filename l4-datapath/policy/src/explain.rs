@@ -1,6 +1,6 @@
 //! One question answered straight from the objects, rule by rule. Shares no code with the compiler of the tables
 //! except what reads a pod's own fields.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -90,6 +90,16 @@ enum Resolved<'a> {
     Missing(String),
 }
 
+impl Resolved<'_> {
+    fn addresses(&self) -> BTreeSet<IpAddr> {
+        match self {
+            Resolved::Pod(pod) => addresses(pod),
+            Resolved::Address(address) => BTreeSet::from([*address]),
+            Resolved::Missing(_) => BTreeSet::new(),
+        }
+    }
+}
+
 fn resolve<'a>(objects: &'a ObjectSet, party: &Party) -> Resolved<'a> {
     match party {
         Party::Pod { namespace, name } => match objects.pod(namespace, name) {
@@ -170,8 +180,10 @@ impl Question<'_> {
 
     fn is_peer(&self, wanted: &NetworkPolicyPeer, peer: &Resolved<'_>, namespace: &str) -> bool {
         match (peer, &wanted.ip_block) {
-            (Resolved::Address(address), Some(block)) => {
-                let holds = |text: &String| text.parse::<IpNet>().is_ok_and(|net| net.contains(address));
+            (_, Some(block)) => {
+                let addresses = peer.addresses();
+                let any_in = |net: &IpNet| addresses.iter().any(|address| net.contains(address));
+                let holds = |text: &String| text.parse::<IpNet>().is_ok_and(|net| any_in(&net));
                 wanted.pod_selector.is_none()
                     && wanted.namespace_selector.is_none()
                     && holds(&block.cidr)

@@ -18,6 +18,15 @@ pub(crate) struct PodTraits {
     /// Named ports differ between pods of equal labels only in odd clusters; policy can tell them apart, so must we.
     #[serde(with = "pairs")]
     pub(crate) named_ports: NamedPorts,
+    /// Of the blocks that policies name, those that one of its addresses is in.
+    #[serde(default)]
+    pub(crate) blocks: BTreeSet<Cidr>,
+}
+
+impl PodTraits {
+    pub(crate) fn is_in(&self, block: &Cidr, except: &[Cidr]) -> bool {
+        self.blocks.contains(block) && !except.iter().any(|except| self.blocks.contains(except))
+    }
 }
 
 /// A map with structured keys as a list of pairs: JSON has only text as keys.

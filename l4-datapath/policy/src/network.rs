@@ -70,9 +70,9 @@ pub(crate) fn named_ports(pod: &Pod) -> NamedPorts {
 
 impl Network {
     pub(crate) fn build(objects: &ObjectSet, node: &str, allocator: &mut IdentityAllocator) -> Result<Network, Error> {
-        let pods: Vec<(&Arc<Pod>, PodTraits)> =
-            objects.pods().filter(|pod| is_subject(pod)).map(|pod| (pod, traits(objects, pod))).collect();
         let blocks: BTreeSet<Cidr> = objects.network_policies().flat_map(|policy| blocks(policy)).collect();
+        let subjects = objects.pods().filter(|pod| is_subject(pod));
+        let pods: Vec<(&Arc<Pod>, PodTraits)> = subjects.map(|pod| (pod, traits(objects, pod, &blocks))).collect();
         let nodes = remote_nodes(objects, node);
         // A node that some block covers may be in one block and not in the other: it needs a number of its own.
         let covered = nodes.keys().filter(|address| blocks.iter().any(|block| block.contains(address)));
@@ -147,8 +147,14 @@ impl Network {
     }
 }
 
-fn traits(objects: &ObjectSet, pod: &Pod) -> PodTraits {
+fn traits(objects: &ObjectSet, pod: &Pod, blocks: &BTreeSet<Cidr>) -> PodTraits {
+    let addresses: Vec<Cidr> = match blocks.is_empty() {
+        true => Vec::new(),
+        false => addresses(pod).into_iter().map(Cidr::of_address).collect(),
+    };
+    let holds = |block: &&Cidr| addresses.iter().any(|address| block.contains(address));
     PodTraits {
+        blocks: blocks.iter().filter(holds).copied().collect(),
         namespace: pod.namespace().to_owned(),
         labels: pod.metadata.labels.clone().unwrap_or_default(),
         namespace_labels: namespace_labels(objects, pod.namespace()),

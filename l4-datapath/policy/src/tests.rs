@@ -220,15 +220,15 @@ fn peers_by_pod_namespace_both_and_everybody() {
 }
 
 #[test]
-fn blocks_and_their_exceptions_mean_addresses_not_pods() {
-    let spec = "{podSelector: {}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 0.0.0.0/0, except: [192.0.2.0/24, 10.9.0.2/32]}}]}]}";
+fn blocks_and_their_exceptions_mean_addresses_of_pods_too() {
+    let spec = "{podSelector: {}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 0.0.0.0/0, except: [192.0.2.0/24, 10.9.0.2/32, 10.0.0.2/32]}}]}]}";
     let inner = "{podSelector: {matchLabels: {app: web}}, egress: [{to: [{ipBlock: {cidr: 192.0.2.128/25}}], ports: [{port: 443}]}]}";
     with(&format!("{}{}", policy("shop", "out", spec), policy("shop", "partner", inner)), |case| {
         let out = |to: &str, port| case.egress("10.0.0.1", to, port);
         assert!(out("198.51.100.1", 80));
         assert!(!out("192.0.2.1", 443));
         assert!(out("192.0.2.129", 443) && !out("192.0.2.129", 80));
-        assert!(!out("10.0.1.1", 80), "a pod is not meant by its address");
+        assert!(out("10.0.1.1", 80) && !out("10.0.0.2", 80), "a pod, and one that is excepted");
         assert!(!out("10.9.0.2", 80), "the excepted node");
         assert!(!out("2001:db8::1", 80));
     });

@@ -20,7 +20,7 @@ const NAMESPACE_SELECTORS: [&str; 4] = [
     "{matchLabels: {env: prod}}",
     "{matchExpressions: [{key: env, operator: NotIn, values: [prod]}]}",
 ];
-const BLOCKS: [&str; 8] = [
+const BLOCKS: [&str; 10] = [
     "{cidr: 0.0.0.0/0}",
     "{cidr: 192.0.2.0/24, except: [192.0.2.128/25]}",
     "{cidr: 192.0.2.128/26}",
@@ -29,6 +29,8 @@ const BLOCKS: [&str; 8] = [
     "{cidr: '::/0'}",
     "{cidr: 'fd00::/8', except: ['fd00:1::/32']}",
     "{cidr: 10.0.0.0/8}",
+    "{cidr: 10.0.0.0/30, except: [10.0.0.1/32]}",
+    "{cidr: 10.0.0.2/31}",
 ];
 const PORTS: [&str; 7] = [
     "{port: 80}",
