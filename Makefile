@@ -1,6 +1,6 @@
 # Strata. `make demo` shows the mesh at work on real traffic, `make test` runs every test.
 # Both set up what is missing themselves; they need root and Linux >= 5.15.
-.PHONY: help setup bpf build demo test lint bench clean cluster cluster-demo cluster-images cluster-down test-offline test-cluster
+.PHONY: help setup bpf build demo test lint bench clean cluster cluster-demo conformance cluster-images cluster-down test-offline test-cluster
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -46,6 +46,10 @@ test-offline: build ## the chart and what else needs the cluster's programs but 
 
 test-cluster: test-offline ## the same, and the scenes as tests on a real cluster, brought up and taken away; needs root
 	@integration/cluster/test.sh
+
+conformance: ## Kubernetes' own network tests on the running cluster (FOCUS="Netpol" for some)
+	@integration/scripts/setup.sh conformance
+	@integration/cluster/conformance.sh $(if $(FOCUS),"$(FOCUS)")
 
 cluster-images: build ## bring what was just built to the running cluster's nodes
 	@integration/cluster/images.sh

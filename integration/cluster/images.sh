@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# images.sh [cluster|strata]...: builds the images of the test cluster and imports the changed ones into every running node.
+# images.sh [cluster|strata|e2e]...: builds the images of the test cluster and imports the changed ones into every running node.
 # cluster: pause, CoreDNS, istiod, istio-cni. strata: our own, from ${STRATA_BIN:-target/debug}, and Istio's bookinfo sample played by
-# strata-echo. Without an argument both. After `cargo build` this is what brings new binaries to the nodes; it takes seconds, and
+# strata-echo. e2e: what Kubernetes' network tests run (conformance.sh). Without an argument the first two. After `cargo build` this is what brings new binaries to the nodes; it takes seconds, and
 # pods made from then on run them (`kubectl rollout restart` replaces those that run).
 set -euo pipefail
 # shellcheck source=env.sh
@@ -95,6 +95,25 @@ strata_images() {
   done < <(sed -n 's/^ *image: *//p' "$cluster/istio/samples/bookinfo/platform/kube/bookinfo.yaml")
 }
 
+# agnhost and busybox under the names the tests ask for: Kubernetes' own program, and what its image has of a distribution.
+e2e_images() {
+  local programs=(/usr/bin/{bash,curl,dash,dig,getent,nc.openbsd,ss}) options name
+  local registry=registry.k8s.io/e2e-test-images kubernetes
+  kubernetes=$(cd "$here/go/e2e" && go list -m -f '{{.Dir}}' k8s.io/kubernetes)
+  mapfile -t options < <(libraries "${programs[@]}")
+  for name in "${programs[@]}"; do options+=(--file "$name:$name"); done
+  options+=(--link ../usr/bin/dash:/bin/sh --file "$cluster/bin/agnhost:/agnhost" --file "$debian/bin/busybox:/bin/busybox" --link nc.openbsd:/usr/bin/nc)
+  # Their shell would prefer its own.
+  for name in $("$debian/bin/busybox" --list | grep -vxE 'busybox|sh|ash|bash|nc|ss'); do options+=(--link "busybox:/bin/$name"); done
+  for name in localhost.crt localhost.key; do options+=(--file "$kubernetes/test/images/agnhost/porter/$name:/$name:644"); done
+  for name in $(sed -nE 's/.*PromoterE2eRegistry, "(agnhost|glibc-dns-testing)", "([^"]*)".*/\1:\2/p' "$kubernetes/test/utils/image/manifest.go"); do
+    image "$registry/$name" "${options[@]}" --entrypoint /agnhost --cmd pause
+  done
+  for name in $(sed -nE 's/.*PromoterE2eRegistry, "(busybox)", "([^"]*)".*/\1:\2/p' "$kubernetes/test/utils/image/manifest.go"); do
+    image "$registry/$name" "${options[@]}" --cmd sh
+  done
+}
+
 # import N: brings node N what it does not have.
 import() {
   local node=$cluster/node/$1 names
@@ -105,7 +124,7 @@ import() {
 
 say "images"
 for group; do
-  case $group in cluster | strata) "${group}_images" ;; *) die "images.sh: no group $group; there are: cluster, strata" ;; esac
+  case $group in cluster | strata | e2e) "${group}_images" ;; *) die "images.sh: no group $group; there are: cluster, strata, e2e" ;; esac
 done
 python3 "$here/mkimage.py" add "$store" "${plan[@]}"
 imports=()

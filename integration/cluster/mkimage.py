@@ -138,7 +138,7 @@ def add(store, args):
     layers = [store.put("layer.v1.tar", archive(base))] + [large_layer(store, *f) for f in large]
     config = {
         "architecture": "amd64", "os": "linux", "created": "1970-01-01T00:00:00Z",
-        "config": {"Entrypoint": args.entrypoint, "Env": [PATH, *args.env], "WorkingDir": "/", "User": args.user},
+        "config": {"Entrypoint": args.entrypoint, "Cmd": args.cmd, "Env": [PATH, *args.env], "WorkingDir": "/", "User": args.user},
         "rootfs": {"type": "layers", "diff_ids": [layer["digest"] for layer in layers]},
     }
     manifest = {
@@ -184,7 +184,7 @@ def options(words):
     """What follows one --image."""
     parser = argparse.ArgumentParser(prog="mkimage.py add STORE --image", allow_abbrev=False)
     parser.add_argument("name")
-    for option in ("file", "link", "env", "entrypoint"):
+    for option in ("file", "link", "env", "entrypoint", "cmd"):
         parser.add_argument("--" + option, action="append", default=[])
     parser.add_argument("--user", default="")
     return parser.parse_args(words)

@@ -78,8 +78,10 @@ pub fn decide<M: Maps>(maps: &M, call: &Call<'_>) -> Decision {
     if call.from_proxy && call.pod.is_some() {
         return decision;
     }
-    // 2. Nothing that stays in the caller's own namespace, nothing that has no single receiver.
-    if call.dst.is_loopback() || call.dst.is_unspecified() || call.dst.is_multicast() || is_own(call.pod, &call.dst) {
+    // 2. Nothing that stays in the caller's own namespace, nothing that has no single receiver. The node's ports are at its
+    //    own loopback too; a namespace that is neither the node's nor a pod's does not get here.
+    let own_loopback = call.dst.is_loopback() && call.pod.is_some();
+    if own_loopback || call.dst.is_unspecified() || call.dst.is_multicast() || is_own(call.pod, &call.dst) {
         return decision;
     }
     let meshed = call.proto == proto::TCP && call.pod.is_some_and(|pod| pod.flags & pod_flag::ENROLLED != 0);

@@ -9,8 +9,8 @@ use ipnet::IpNet;
 use strata_abi::{Backend, ServiceKey, backend_flag, service_flag};
 
 use crate::services::{
-    Compiler, INGRESS, NODE_PORT_ENTRIES, addresses_of, affinity_seconds, external_addresses, port_name, port_number,
-    protocol_number,
+    Compiler, INGRESS, LOOPBACK, NODE_PORT_ENTRIES, addresses_of, affinity_seconds, external_addresses, port_name,
+    port_number, protocol_number,
 };
 
 /// Where callers knock.
@@ -145,9 +145,12 @@ impl Compiler<'_, '_> {
             strata_abi::Service { backend_set, backend_count: 1, affinity_seconds: 0, flags: service_flag::OUTSIDE };
         let objects = self.objects;
         let of_node = objects.node("", &port.node).into_iter().flat_map(|node| addresses_of(node));
+        let own = LOOPBACK.into_iter().filter(|_| local);
         let addresses: BTreeSet<IpAddr> = match port.address {
+            // Another node's loopback is nothing here.
+            Some(address) if address.is_loopback() && !local => return,
             Some(address) => BTreeSet::from([address]),
-            None => of_node.filter(|address| address.is_ipv6() == port.pod.is_ipv6()).collect(),
+            None => of_node.chain(own).filter(|address| address.is_ipv6() == port.pod.is_ipv6()).collect(),
         };
         for address in addresses {
             let key = ServiceKey { addr: address.into(), port: port.number, proto: port.proto, _pad: 0 };

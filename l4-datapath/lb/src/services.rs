@@ -1,6 +1,6 @@
 //! Services -> map entries.
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use compat_objects::core::{Node, Service as Object, ServicePort, ServiceSpec};
 use compat_objects::{Fault, HasMeta as _, Kind, ObjectKey, ObjectSet, internal_addresses};
@@ -58,14 +58,19 @@ pub(crate) fn addresses_of(node: &Node) -> impl Iterator<Item = IpAddr> {
     internal_addresses(node).filter_map(|address| address.parse().ok())
 }
 
+/// Where a node's own processes find its ports besides.
+pub(crate) const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+
 fn nodes_with_ports(objects: &ObjectSet, node: &str) -> BTreeSet<IpAddr> {
     let ports = objects.services().filter_map(|service| service.spec.as_ref()).flat_map(|spec| spec.ports.iter());
     let ports = ports.flatten().filter(|port| port.node_port.is_some()).count();
     let all = node_addresses(objects);
-    if all.len() * ports <= NODE_PORT_ENTRIES {
-        return all;
-    }
-    objects.node("", node).into_iter().flat_map(|node| addresses_of(node)).collect()
+    let named = if all.len() * ports <= NODE_PORT_ENTRIES {
+        all
+    } else {
+        objects.node("", node).into_iter().flat_map(|node| addresses_of(node)).collect()
+    };
+    named.into_iter().chain(LOOPBACK).collect()
 }
 
 pub(crate) struct Compiler<'a, 's> {

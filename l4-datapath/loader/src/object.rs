@@ -1,6 +1,7 @@
 //! The embedded kernel object: maps created or reused, programs verified and loaded.
 use std::{
     collections::BTreeMap,
+    net::{Ipv4Addr, UdpSocket},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
 };
@@ -88,6 +89,10 @@ fn load_object(dir: &Path, pod: &PodLookup, errno: bool) -> Result<Ebpf, Error> 
     let v4 = pod.v4.map_or(Addr::UNSPECIFIED, |ip| Addr::v4(ip.octets())).words();
     let v6 = pod.v6.map_or(Addr::UNSPECIFIED, |ip| Addr::v6(ip.octets())).words();
     let has_errno = u32::from(errno);
+    // Whoever loads is in the node's own namespace.
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0));
+    let socket = socket.map_err(|source| Error::Path { action: "open", path: "a socket".into(), source })?;
+    let node = crate::netns_cookie(socket.as_fd())?;
     let mut loader = EbpfLoader::new();
     // No CO-RE relocations in our programs: parsing the kernel's types would only cost time, at every pod.
     loader.btf(None);
@@ -96,6 +101,7 @@ fn load_object(dir: &Path, pod: &PodLookup, errno: bool) -> Result<Ebpf, Error> 
     }
     loader
         .override_global("HAS_ERRNO", &has_errno, true)
+        .override_global("NODE_NETNS_COOKIE", &node, true)
         .override_global("POD_INDEX", &pod.pod_index, true)
         .override_global("POD_V4", &v4, true)
         .override_global("POD_V6", &v6, true)

@@ -72,9 +72,14 @@ fn tcp_and_udp_services_are_translated_at_the_socket() {
     let said = client.run(&format!("tcp {}:8080", server.v4));
     assert!(said.starts_with(&format!("connected={}:8080 app peer=[::ffff:{client_v4}]", server.v4)), "{said}");
 
-    // The node's own processes use services too.
-    let said = world.host().run(&format!("tcp {VIP4}:80"));
-    assert!(said.starts_with(&format!("connected={VIP4}:80 app")), "{said}");
+    // The node's own processes use services too, and find the node's ports at their loopback, which is nobody else's.
+    service(&world, 5, "127.0.0.1", proto::TCP, Some((server.v4.into(), 8080)));
+    for called in [VIP4, "127.0.0.1"] {
+        let said = world.host().run(&format!("tcp {called}:80"));
+        assert!(said.starts_with(&format!("connected={called}:80 app")), "{said}");
+    }
+    assert_eq!(client.run("tcp 127.0.0.1:80"), "ECONNREFUSED");
+    assert_eq!(world.outsider(0).run("tcp 127.0.0.1:80"), "ECONNREFUSED");
     assert!(world.datapath.maps().stats.get(stat::CONNECT_TRANSLATED).expect("STATS") >= 8);
 }
 

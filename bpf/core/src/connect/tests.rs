@@ -54,6 +54,20 @@ fn ask(tables: &Tables, ask: &Ask, dst: &str, port: u16) -> Decision {
 }
 
 #[test]
+fn a_nodes_ports_are_at_its_loopback_for_its_own_processes() {
+    let mut tables = tables();
+    tables.add_service("127.0.0.1", 30080, proto::TCP, 5, &[("10.0.0.2", 8080)]);
+    let node = Ask { flags: None, ..PLAIN };
+    let d = ask(&tables, &node, "127.0.0.1", 30080);
+    assert_eq!((d.action, d.dst, d.dst_port), (Action::Rewrite, addr("10.0.0.2"), 8080));
+    // Whoever listens there himself.
+    assert_eq!(ask(&tables, &node, "::1", 30080).action, Action::Pass);
+    for pod in [PLAIN, MESHED] {
+        assert_eq!(ask(&tables, &pod, "127.0.0.1", 30080).action, Action::Ignore);
+    }
+}
+
+#[test]
 fn unmeshed_calls() {
     let tables = tables();
     let d = ask(&tables, &PLAIN, "10.96.0.1", 80);

@@ -2,7 +2,7 @@
 use core::ptr;
 
 use aya_ebpf::{
-    EbpfContext as _, helpers::generated::bpf_setsockopt, macros::cgroup_sock_addr, programs::SockAddrContext,
+    EbpfContext as _, Global, helpers::generated::bpf_setsockopt, macros::cgroup_sock_addr, programs::SockAddrContext,
 };
 use strata_abi::{Addr, FlowEvent, PodRecord, Translation, UdpPeerKey, Verdict, VipRecord, hook, mark, proto, stat};
 use strata_bpf_core::{
@@ -28,6 +28,11 @@ pub(super) const IPPROTO_UDP: u32 = 17;
 const IPPROTO_MPTCP: u32 = 262;
 /// `BPF_NOEXIST`: only if it is new.
 const NO_EXIST: u64 = 1;
+
+/// Set by the loader. `#[used]`: as in `sk_lookup`.
+#[used]
+#[unsafe(no_mangle)]
+static NODE_NETNS_COOKIE: Global<u64> = Global::new(0);
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
@@ -66,9 +71,14 @@ fn asked<F: Family>(ctx: &SockAddrContext) -> Option<Asked<'static>> {
         _ => return None,
     };
     let cookie = netns_cookie(ctx);
+    let dst = F::read(ctx);
+    // Everybody's loopback is his own; the node's has its ports.
+    if dst.is_loopback() && cookie != NODE_NETNS_COOKIE.load() {
+        return None;
+    }
     // SAFETY: sparse hash elements are freed by RCU, after this program.
     let pod = unsafe { PODS.get(&cookie) };
-    Some(Asked { dst: F::read(ctx), dst_port: port(ctx), proto, pod, netns_cookie: cookie })
+    Some(Asked { dst, dst_port: port(ctx), proto, pod, netns_cookie: cookie })
 }
 
 #[inline(always)]
@@ -86,11 +96,11 @@ fn ask(asked: &Asked<'_>) -> Decision {
 
 #[inline(always)]
 fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
+    // A socket may be connected again, elsewhere: what was noted of the first time must go.
+    forget(ctx);
     // Protocols without ports we know (ping sockets, UDP-Lite, SCTP) are judged by their packets.
     let Some(asked) = asked::<F>(ctx) else { return ALLOW };
     let decision = ask(&asked);
-    // A socket may be connected again, elsewhere: what was noted of the first time must go.
-    forget(ctx);
     match decision.action {
         Action::Ignore => ALLOW,
         Action::Pass => {

@@ -97,7 +97,7 @@ impl World {
         });
         ip(&format!("-n {prefix}-h link set lo up"));
         ip(&format!("-n {prefix}-h addr add {NODE_V4}/32 dev lo"));
-        let datapath = node.load(features);
+        let datapath = inside(node_netns.as_fd(), || node.load(features));
         let proxy_cgroup = l4_loader::cgroup_id(&node.proxy_cgroup).expect("cgroup id");
         // The lab's proxies live on the node, whose namespace is no pod's.
         let mut proxies = [ProxyPlace::default(); MAX_PROXIES];
