@@ -97,14 +97,14 @@ strata_images() {
 
 # agnhost and busybox under the names the tests ask for: Kubernetes' own program, and what its image has of a distribution.
 e2e_images() {
-  local programs=(/usr/bin/{bash,curl,dash,dig,getent,nc.openbsd,ss}) options name
+  local programs=(/usr/bin/{bash,curl,dash,dig,getent,nc.openbsd,ss,wget}) options name
   local registry=registry.k8s.io/e2e-test-images kubernetes
   kubernetes=$(cd "$here/go/e2e" && go list -m -f '{{.Dir}}' k8s.io/kubernetes)
   mapfile -t options < <(libraries "${programs[@]}")
   for name in "${programs[@]}"; do options+=(--file "$name:$name"); done
   options+=(--link ../usr/bin/dash:/bin/sh --file "$cluster/bin/agnhost:/agnhost" --file "$debian/bin/busybox:/bin/busybox" --link nc.openbsd:/usr/bin/nc)
-  # Their shell would prefer its own.
-  for name in $("$debian/bin/busybox" --list | grep -vxE 'busybox|sh|ash|bash|nc|ss'); do options+=(--link "busybox:/bin/$name"); done
+  # Its shell would prefer its own, and its wget crashes.
+  for name in $("$debian/bin/busybox" --list | grep -vxE 'busybox|sh|ash|bash|nc|ss|wget'); do options+=(--link "busybox:/bin/$name"); done
   for name in localhost.crt localhost.key; do options+=(--file "$kubernetes/test/images/agnhost/porter/$name:/$name:644"); done
   for name in $(sed -nE 's/.*PromoterE2eRegistry, "(agnhost|glibc-dns-testing)", "([^"]*)".*/\1:\2/p' "$kubernetes/test/utils/image/manifest.go"); do
     image "$registry/$name" "${options[@]}" --entrypoint /agnhost --cmd pause

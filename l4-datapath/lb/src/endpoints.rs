@@ -53,7 +53,7 @@ impl<'a> Endpoints<'a> {
     /// The backends of one port for addresses of one family, sorted. `local_only`: of this node only.
     pub(crate) fn backends(&self, service: &Service, port: &ServicePort, v6: bool, local_only: bool) -> Vec<Backend> {
         let candidates: Vec<Candidate<'_>> = self.candidates(service, port, v6);
-        let all_ready = service.spec.as_ref().is_some_and(|spec| spec.publish_not_ready_addresses == Some(true));
+        let all_ready = publishes_not_ready(service);
         let is_local = |c: &Candidate<'_>| self.is_local(c);
         let in_scope: Vec<_> = candidates.into_iter().filter(|c| !local_only || is_local(c)).collect();
         let ready: Vec<_> = in_scope.iter().copied().filter(|c| all_ready || is_ready(c.endpoint)).collect();
@@ -71,6 +71,13 @@ impl<'a> Endpoints<'a> {
         });
         // Sorted and without repetition: the same address may be in two slices while one replaces the other.
         backends.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// This node's ready addresses: what a load balancer is told of. Draining ones are to get no new connections from it.
+    pub(crate) fn ready_here(&self, service: &Service, port: &ServicePort, v6: bool) -> BTreeSet<IpAddr> {
+        let all_ready = publishes_not_ready(service);
+        let here = self.candidates(service, port, v6).into_iter().filter(|c| self.is_local(c));
+        here.filter(|c| all_ready || is_ready(c.endpoint)).map(|c| c.address).collect()
     }
 
     fn candidates(&self, service: &Service, port: &ServicePort, v6: bool) -> Vec<Candidate<'a>> {
@@ -124,6 +131,10 @@ impl<'a> Endpoints<'a> {
         };
         hinted(&for_node).or_else(|| hinted(&for_zone)).unwrap_or(ready)
     }
+}
+
+fn publishes_not_ready(service: &Service) -> bool {
+    service.spec.as_ref().is_some_and(|spec| spec.publish_not_ready_addresses == Some(true))
 }
 
 /// Unknown readiness counts as ready (discovery/v1).

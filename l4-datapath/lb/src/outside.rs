@@ -102,8 +102,7 @@ impl Compiler<'_, '_> {
         // A pod has an address of each family: counted once.
         let local = [false, true].map(|v6| {
             let ports = spec.ports.iter().flatten();
-            let backends = ports.flat_map(|port| self.endpoints.backends(service, port, v6, true));
-            backends.map(|backend| backend.addr).collect::<BTreeSet<_>>().len()
+            ports.flat_map(|port| self.endpoints.ready_here(service, port, v6)).collect::<BTreeSet<_>>().len()
         });
         let local = local[0].max(local[1]);
         let check = HealthCheck { namespace: service.namespace().into(), name: service.name().into(), local };

@@ -394,6 +394,27 @@ fn a_load_balancers_address_lets_in_whom_its_ranges_name() {
     );
 }
 
+#[test]
+fn a_load_balancer_is_told_of_ready_pods_alone() {
+    let local = |ready: bool| {
+        let spec = "spec:\n  externalTrafficPolicy: Local\n  healthCheckNodePort: 32000\n";
+        let yaml =
+            SHOP.replace("  sessionAffinity", "  type: LoadBalancer\n  sessionAffinity").replace("spec:\n", spec);
+        let leaving = "conditions: {ready: false, serving: true, terminating: true}}\n- {addresses: [10.0.0.3]";
+        let yaml =
+            if ready { yaml } else { yaml.replace("conditions: {ready: true}}\n- {addresses: [10.0.0.3]", leaving) };
+        // The IPv6 address is the same pod's.
+        let yaml = if ready {
+            yaml
+        } else {
+            yaml.replace("nodeName: node-a}]", "nodeName: node-a, conditions: {ready: false}}]")
+        };
+        compile(&objects(&yaml), "node-a", &mut BackendSets::default()).health[&32000].local
+    };
+    assert_eq!(local(true), 1);
+    assert_eq!(local(false), 0, "it answers to its end, and gets no new connections from outside");
+}
+
 fn with_host_port(name: &str, node: &str, spec: &str, status: &str) -> String {
     format!(
         "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{nodeName: {node}, {spec}}}\nstatus: {{podIPs: [{{ip: 10.0.0.9}}, {{ip: \"fd00::9\"}}]{status}}}\n"
