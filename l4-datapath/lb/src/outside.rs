@@ -144,14 +144,13 @@ impl Compiler<'_, '_> {
             strata_abi::Service { backend_set, backend_count: 1, affinity_seconds: 0, flags: service_flag::OUTSIDE };
         let objects = self.objects;
         let of_node = objects.node("", &port.node).into_iter().flat_map(|node| addresses_of(node));
-        let own = LOOPBACK.into_iter().filter(|_| local);
-        let addresses: BTreeSet<IpAddr> = match port.address {
-            // Another node's loopback is nothing here.
-            Some(address) if address.is_loopback() && !local => return,
-            Some(address) => BTreeSet::from([address]),
-            None => of_node.chain(own).filter(|address| address.is_ipv6() == port.pod.is_ipv6()).collect(),
+        // Another node's loopback is nothing here.
+        let of_node: BTreeSet<IpAddr> = of_node.chain(LOOPBACK.into_iter().filter(|_| local)).collect();
+        // A `hostIP` that is not its node's would take what is meant for others.
+        let asked = |address: &IpAddr| {
+            port.address.is_none_or(|asked| asked == *address) && address.is_ipv6() == port.pod.is_ipv6()
         };
-        for address in addresses {
+        for address in of_node.into_iter().filter(asked) {
             let key = ServiceKey { addr: address.into(), port: port.number, proto: port.proto, _pad: 0 };
             self.own(key, service, port.name());
         }

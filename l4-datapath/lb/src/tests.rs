@@ -428,8 +428,11 @@ fn pods_come_to_host_ports_of_every_node() {
             "---\napiVersion: v1\nkind: Node\nmetadata: {{name: node-{last}}}\nstatus: {{addresses: [{{type: InternalIP, address: 192.0.2.{last}}}, {{type: InternalIP, address: \"2001:db8::{last}\"}}]}}\n"
         )
     });
-    let port = "containers: [{name: c, ports: [{containerPort: 8126, hostPort: 8125, protocol: UDP}]}]";
-    let yaml = format!("{}{}", nodes.concat(), with_host_port("a", "node-11", port, ""));
+    let at = |more: &str| {
+        format!("containers: [{{name: c, ports: [{{containerPort: 8126, hostPort: 8125, protocol: UDP{more}}}]}}]")
+    };
+    let with = |more: &str| format!("{}{}", nodes.concat(), with_host_port("a", "node-11", &at(more), ""));
+    let yaml = with("");
     let seen = |node: &str| {
         let compiled = compile(&objects(yaml.trim_start_matches("---\n")), node, &mut BackendSets::default());
         assert!(compiled.services.values().all(|service| service.flags == service_flag::OUTSIDE));
@@ -441,6 +444,19 @@ fn pods_come_to_host_ports_of_every_node() {
     };
     assert_eq!(seen("node-11"), ["10.0.0.9:8126*", "fd00::9:8126*"]);
     assert_eq!(seen("node-12"), ["10.0.0.9:8126", "fd00::9:8126"]);
+    let keys = |more: &str, node: &str| {
+        let compiled = compile(&objects(with(more).trim_start_matches("---\n")), node, &mut BackendSets::default());
+        compiled.services.into_keys().collect::<Vec<_>>()
+    };
+    for node in ["node-11", "node-12"] {
+        assert_eq!(keys(", hostIP: 192.0.2.11", node), [key("192.0.2.11", 8125, proto::UDP)]);
+        // Nobody takes what is another's.
+        for others in ["192.0.2.12", "10.96.0.1", "198.51.100.7"] {
+            assert_eq!(keys(&format!(", hostIP: {others}"), node), [], "{others}");
+        }
+    }
+    assert_eq!(keys(", hostIP: 127.0.0.1", "node-11"), [key("127.0.0.1", 8125, proto::UDP)]);
+    assert_eq!(keys(", hostIP: 127.0.0.1", "node-12"), []);
 }
 
 #[test]
