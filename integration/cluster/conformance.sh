@@ -12,7 +12,7 @@ say "Kubernetes $KUBERNETES_VERSION: network tests"
 log=$run/conformance.log
 status=0
 "$cluster/bin/e2e.test" -kubeconfig "$KUBECONFIG" -num-nodes "$(wc -w <<< "$NODES")" -ginkgo.v -ginkgo.no-color -ginkgo.timeout 60m \
-  -ginkgo.focus "${1:-sig-network.*(Conformance|Netpol)}" -ginkgo.skip 'SCTP|Serial|Disruptive' > "$log" 2>&1 || status=$?
+  -ginkgo.focus "${1:-sig-network.*(Conformance|Netpol)}" -ginkgo.skip 'SCTP|Serial|Disruptive|Feature:LoadBalancer' > "$log" 2>&1 || status=$?
 awk '/^• \[FAILED\]/ { getline; print "    FAILED: " $0 }' "$log"
 grep -E '^(PASS|FAIL|SUCCESS)!? --|^Ran [0-9]+ of' "$log" | sed 's/^/    /' || tail -3 "$log"
 note "the whole of it: $log"
