@@ -37,7 +37,11 @@ can() { timeout 20 kubectl -n "$1" exec client -- strata-echo call "http://$2:80
 cannot() { ! can "$@"; }
 
 # captured NAMESPACE: every pod of it says that it is.
-captured() { ! kubectl -n "$1" get pods -o 'jsonpath={range .items[*]}{.metadata.annotations.ambient\.istio\.io/redirection}{"\n"}{end}' | grep -qvx enabled; }
+captured() {
+  local said
+  said=$(kubectl -n "$1" get pods -o 'jsonpath={range .items[*]}{.metadata.name}={.metadata.annotations.ambient\.istio\.io/redirection}{"\n"}{end}') &&
+    [ -n "$said" ] && ! grep -qv '=enabled$' <<< "$said"
+}
 
 # into_the_mesh NAMESPACE SERVER: its pods join as they run, then one more starts beside another CNI's plugin. SERVER is one's address;
 # `client` of namespace `stranger` stays outside.

@@ -26,7 +26,7 @@ fi
 packages=(ca-certificates curl gcc g++ libc6-dev make pkg-config iproute2 iputils-ping nftables tcpdump procps openssl util-linux
           rustc-web cargo-web rust-web-src llvm-22-dev libpolly-22-dev libzstd-dev zlib1g-dev)
 [ "${1:-}" = bench ] && packages+=(nginx-light haproxy wrk iperf3 nghttp2-client python3-pip python3-venv)
-[ "${1:-}" = conformance ] && packages+=(bind9-dnsutils curl iproute2 netcat-openbsd wget)
+[ "${1:-}" = conformance ] && packages+=(bind9-dnsutils netcat-openbsd wget)
 [ "${1:-}" = cluster ] && packages+=(binutils iptables python3 python3-pip python3-yaml unzip)
 missing=()
 for package in "${packages[@]}"; do
